@@ -1,0 +1,46 @@
+# Slipway: `sudo make demo` shows it, `sudo make test` checks it, `make build` puts the programs in bin/.
+
+GO      := scripts/go
+BIN     := bin
+PREFIX  ?= /usr/local
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X slipway.dev/slipway/daemon/version.Version=$(VERSION)
+STATIC  := -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags -static'
+
+.PHONY: build install demo demo-down test test-vm bench lint prerequisites clean
+
+build: prerequisites
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/slipway ./cmd/slipwayd ./cmd/slipway-compose
+	$(GO) build $(STATIC) -o $(BIN)/slipway-warden ./cmd/slipway-warden
+
+prerequisites:
+	@scripts/prerequisites build
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BIN)/slipway $(BIN)/slipwayd $(BIN)/slipway-compose $(BIN)/slipway-warden $(DESTDIR)$(PREFIX)/bin/
+
+# The demo has a data directory of its own, beside anything that already runs.
+demo: build
+	@scripts/demo
+
+demo-down:
+	@scripts/demo down
+
+test:
+	@scripts/prerequisites test
+	@$(MAKE) --no-print-directory build
+	@scripts/test
+
+bench: build
+	@scripts/bench
+
+# Boots a Debian root with systemd and cgroup v2 alone under qemu: minutes, so not part of CI.
+test-vm: build
+	@test/vm/run
+
+lint:
+	@scripts/lint
+
+clean:
+	rm -rf $(BIN)

@@ -1,0 +1,6 @@
+//go:build clients
+
+// Package clients pins the versions of the official clients that the end-to-end tests drive.
+package clients
+
+import _ "k8s.io/kubernetes/cmd/kubectl"
