@@ -1,0 +1,147 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/continuity/fs"
+	"github.com/moby/sys/mount"
+	"github.com/moby/sys/mountinfo"
+)
+
+// Mount makes the volume's content available to user, mounting its device if it has one
+// and it is not mounted yet, and returns the host path.
+func (s *Store) Mount(ctx context.Context, name, user string) (string, error) {
+	s.mu.Lock()
+	v, err := s.lookupLocked(name)
+	s.mu.Unlock()
+	if err != nil {
+		return "", err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := mountData(s.Path(name), v.meta); err != nil {
+		return "", fmt.Errorf("mount volume %q: %w", name, err)
+	}
+	v.mounts[user] = true
+	s.publish(v.meta, "mount", map[string]string{"container": user, "destination": s.Path(name), "propagation": ""})
+	return s.Path(name), nil
+}
+
+// Unmount ends what Mount began; the device goes with its last user.
+func (s *Store) Unmount(name, user string) error {
+	s.mu.Lock()
+	v := s.volumes[name]
+	s.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.mounts[user] {
+		return nil
+	}
+	delete(v.mounts, user)
+	s.publish(v.meta, "unmount", map[string]string{"container": user})
+	if len(v.mounts) > 0 {
+		return nil
+	}
+	return unmountData(s.Path(name), v.meta)
+}
+
+func needsMount(v Volume) bool { return v.Options["device"] != "" }
+
+func mountData(dir string, v Volume) error {
+	if !needsMount(v) {
+		return nil
+	}
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		return err
+	}
+	fstype, device, o := v.Options["type"], v.Options["device"], v.Options["o"]
+	if strings.Contains(","+o+",", ",bind,") || strings.Contains(","+o+",", ",rbind,") {
+		if _, err := os.Stat(device); err != nil {
+			return fmt.Errorf("option device: %w", err)
+		}
+	}
+	if err := mount.Mount(device, dir, fstype, o); err != nil {
+		return fmt.Errorf("type %q, device %q, o %q: %w", fstype, device, o, err)
+	}
+	return nil
+}
+
+func unmountData(dir string, v Volume) error {
+	if !needsMount(v) {
+		return nil
+	}
+	return mount.Unmount(dir)
+}
+
+// populating marks a copy that is under way, so that one cut short by a crash is begun
+// again instead of leaving half an image's files for good.
+const populating = "populating"
+
+// Populate copies src, a directory of an image, into the volume when that is empty and
+// not backed by a device of its own.
+func (s *Store) Populate(ctx context.Context, name, src string) error {
+	s.mu.Lock()
+	v, err := s.lookupLocked(name)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	dst, marker := s.Path(name), filepath.Join(s.dir, name, populating)
+	if needsMount(v.meta) && !strings.Contains(","+v.meta.Options["o"]+",", ",bind,") {
+		return nil
+	}
+	_, statErr := os.Stat(marker)
+	interrupted := statErr == nil
+	if empty, err := isEmpty(dst); err != nil || (!empty && !interrupted) {
+		return err
+	}
+	if interrupted {
+		if err := clear(dst); err != nil {
+			return fmt.Errorf("populate volume %q: %w", name, err)
+		}
+	}
+	if err := writeSynced(marker, nil); err != nil {
+		return fmt.Errorf("populate volume %q: %w", name, err)
+	}
+	if err := fs.CopyDir(dst, src); err != nil {
+		return fmt.Errorf("populate volume %q from the image: %w", name, err)
+	}
+	return os.Remove(marker)
+}
+
+func isEmpty(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, err = f.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		return true, nil
+	}
+	return false, err
+}
+
+func clear(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
