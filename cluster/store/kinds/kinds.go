@@ -56,6 +56,8 @@ var (
 	PersistentVolumeClaims = core("persistentvolumeclaims")
 	LimitRanges            = core("limitranges")
 	ResourceQuotas         = core("resourcequotas")
+	// RangeAllocations are not served: cluster/api keeps in one which node ports are taken.
+	RangeAllocations = core("rangeallocations")
 
 	Deployments         = in("apps", "deployments")
 	ReplicaSets         = in("apps", "replicasets")
@@ -125,6 +127,7 @@ func All() []store.Kind {
 		namespaced[corev1.PersistentVolumeClaim](PersistentVolumeClaims, "v1", "PersistentVolumeClaim"),
 		namespaced[corev1.LimitRange](LimitRanges, "v1", "LimitRange"),
 		namespaced[corev1.ResourceQuota](ResourceQuotas, "v1", "ResourceQuota"),
+		cluster[corev1.RangeAllocation](RangeAllocations, "v1", "RangeAllocation"),
 
 		namespaced[appsv1.Deployment](Deployments, "v1", "Deployment"),
 		namespaced[appsv1.ReplicaSet](ReplicaSets, "v1", "ReplicaSet"),
