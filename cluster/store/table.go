@@ -95,7 +95,8 @@ func (t *table) get(key string) *item {
 	return it
 }
 
-// change is one version to be published: it replaces whatever is under its key.
+// change is one version to be published: it replaces whatever is under its key. A deletion
+// without an object is given the last version's.
 type change struct {
 	it      *item
 	deleted bool
@@ -128,6 +129,9 @@ func (t *table) applyLocked(c change, now time.Time) {
 		prev, _ = t.items.Delete(c.it)
 		if prev == nil {
 			return // a deletion seen twice by a mirror
+		}
+		if c.it.obj == nil {
+			c.it = t.tombstone(prev, c.it.rev)
 		}
 	} else if old, had := t.items.ReplaceOrInsert(c.it); had {
 		typ, prev = Modified, old
