@@ -25,6 +25,10 @@ type protoMessage interface {
 // later readers only read: an object is encoded once before anybody else sees it.
 func encode(o Object) ([]byte, error) {
 	o.SetResourceVersion("")
+	return marshal(o)
+}
+
+func marshal(o Object) ([]byte, error) {
 	if m, ok := o.(protoMessage); ok {
 		return m.Marshal()
 	}
@@ -116,6 +120,19 @@ func (d *detector) retire(it *item) {
 	defer d.mu.Unlock()
 	d.verifyLocked(it)
 	delete(d.live, it)
+}
+
+// retireAll verifies and forgets every version.
+func (d *detector) retireAll() {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for it := range d.live {
+		d.verifyLocked(it)
+		delete(d.live, it)
+	}
 }
 
 func (d *detector) verifyLocked(it *item) {

@@ -92,18 +92,18 @@ func (h *history) drop(d *detector) {
 	h.count--
 }
 
-// forget drops everything: what comes next does not continue it.
-func (h *history) forget(rev int64, d *detector) {
-	for h.count > 0 {
-		h.drop(d)
-	}
-	h.floor = max(h.floor, rev)
+// forget drops everything and every cursor: what comes next does not continue it.
+func (h *history) forget(rev int64) {
+	*h = history{first: h.end() + 1, floor: rev}
 }
 
 // after is the sequence number of the first event later than rev.
 func (h *history) after(rev int64) (uint64, error) {
 	if rev < h.floor {
 		return 0, ErrTooOld
+	}
+	if h.count == 0 {
+		return h.end(), nil
 	}
 	n := sort.Search(h.count, func(i int) bool { return h.get(h.first+uint64(i)).it.rev > rev })
 	return h.first + uint64(n), nil

@@ -47,6 +47,10 @@ type Snapshot struct {
 // Revision is the revision at which this is the state.
 func (s Snapshot) Revision() int64 { return s.rev }
 
+// Same says that two snapshots of one resource hold the very same objects, so that what was
+// worked out from one is good for the other.
+func (s Snapshot) Same(o Snapshot) bool { return s.s == o.s }
+
 // Len is the number of objects.
 func (s Snapshot) Len() int { return s.s.items.Len() }
 

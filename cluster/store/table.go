@@ -52,6 +52,14 @@ func (c *clock) advance(rev int64) {
 	}
 }
 
+// set starts another sequence, which may be behind the last.
+func (c *clock) set(rev int64) {
+	c.mu.Lock()
+	c.rev.Store(min(rev, c.rev.Load()))
+	c.mu.Unlock()
+	c.advance(rev)
+}
+
 // reached says whether rev has been published, and otherwise what to wait for.
 func (c *clock) reached(rev int64) (bool, <-chan struct{}) {
 	if c.rev.Load() >= rev {
@@ -179,6 +187,24 @@ func (t *table) load(items []*item, rev int64) {
 	}
 	t.history.floor = max(t.history.floor, rev)
 	t.publishStateLocked(rev)
+}
+
+// reset replaces everything: what comes does not continue what was. Every cursor is told ErrTooOld.
+func (t *table) reset(items []*item, rev int64) {
+	t.mu.Lock()
+	t.items = btree.NewG(treeDegree, lessItem)
+	for name := range t.indexes {
+		t.indexes[name] = btree.NewG(treeDegree, lessEntry)
+	}
+	t.frozen.retireAll()
+	t.history.forget(rev)
+	if t.wake != nil {
+		close(t.wake)
+		t.wake = nil
+	}
+	t.mu.Unlock()
+	t.load(items, rev)
+	t.clock.set(rev)
 }
 
 // at is the state at an exact revision, rebuilt by undoing the history since.
