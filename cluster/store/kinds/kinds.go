@@ -31,6 +31,9 @@ import (
 const (
 	// ByOwner finds what depends on an object, by each owner reference's UID. Every kind has it.
 	ByOwner = "owner"
+	// ByOrphan finds, by namespace, the pods, replica sets and controller revisions that
+	// nothing controls, so that a controller may look for those it should adopt.
+	ByOrphan = "orphan"
 	// ByNode finds pods by spec.nodeName; "" finds those that wait for the scheduler.
 	ByNode = "node"
 	// ByService finds endpoint slices by "namespace/service".
@@ -112,8 +115,9 @@ func All() []store.Kind {
 		cluster[corev1.Namespace](Namespaces, "v1", "Namespace"),
 		cluster[corev1.Node](Nodes, "v1", "Node"),
 		withIndexes(namespaced[corev1.Pod](Pods, "v1", "Pod"), map[string]func(store.Object) []string{
-			ByNode:  func(o store.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} },
-			ByClaim: claimsOf,
+			ByNode:   func(o store.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} },
+			ByClaim:  claimsOf,
+			ByOrphan: orphansOf,
 		}),
 		namespaced[corev1.PodTemplate](PodTemplates, "v1", "PodTemplate"),
 		namespaced[corev1.ReplicationController](ReplicationControllers, "v1", "ReplicationController"),
@@ -130,10 +134,10 @@ func All() []store.Kind {
 		cluster[corev1.RangeAllocation](RangeAllocations, "v1", "RangeAllocation"),
 
 		namespaced[appsv1.Deployment](Deployments, "v1", "Deployment"),
-		namespaced[appsv1.ReplicaSet](ReplicaSets, "v1", "ReplicaSet"),
+		withIndexes(namespaced[appsv1.ReplicaSet](ReplicaSets, "v1", "ReplicaSet"), orphans),
 		namespaced[appsv1.StatefulSet](StatefulSets, "v1", "StatefulSet"),
 		namespaced[appsv1.DaemonSet](DaemonSets, "v1", "DaemonSet"),
-		namespaced[appsv1.ControllerRevision](ControllerRevisions, "v1", "ControllerRevision"),
+		withIndexes(namespaced[appsv1.ControllerRevision](ControllerRevisions, "v1", "ControllerRevision"), orphans),
 		namespaced[batchv1.Job](Jobs, "v1", "Job"),
 		namespaced[batchv1.CronJob](CronJobs, "v1", "CronJob"),
 
@@ -222,6 +226,15 @@ func ownersOf(o store.Object) []string {
 	return out
 }
 
+var orphans = map[string]func(store.Object) []string{ByOrphan: orphansOf}
+
+func orphansOf(o store.Object) []string {
+	if metav1.GetControllerOfNoCopy(o) != nil {
+		return nil
+	}
+	return []string{o.GetNamespace()}
+}
+
 func claimsOf(o store.Object) []string {
 	pod := o.(*corev1.Pod)
 	var out []string
@@ -242,9 +255,4 @@ func serviceOf(o store.Object) []string {
 		return []string{o.GetNamespace() + "/" + name}
 	}
 	return nil
-}
-
-// Controls is the owner reference by which an object manages another.
-func Controls(owner metav1.Object, gvk schema.GroupVersionKind) metav1.OwnerReference {
-	return *metav1.NewControllerRef(owner, gvk)
 }

@@ -1,0 +1,94 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"slipway.dev/slipway/cluster/store"
+	"slipway.dev/slipway/cluster/store/kinds"
+)
+
+// Claim is how a controller finds the objects that are its own: those that it controls
+// and that match its selector. Those that match and have no controller are adopted; those
+// that it controls and that no longer match are released.
+type Claim struct {
+	Owner    store.Object
+	GVK      schema.GroupVersionKind
+	Selector labels.Selector
+	Resource schema.GroupResource // of the dependents
+	// Matches narrows adoption and release further than the selector; nil: it does not.
+	Matches func(store.Object) bool
+}
+
+func (c Claim) matches(o store.Object) bool {
+	return c.Selector.Matches(labels.Set(o.GetLabels())) && (c.Matches == nil || c.Matches(o))
+}
+
+// Claimed finds, adopts and releases, and returns the owner's objects in key order.
+func Claimed[T store.Object](ctx context.Context, d Deps, c Claim) ([]T, error) {
+	snap := d.Reader.Snapshot(c.Resource)
+	candidates := append(snap.Index(kinds.ByOwner, string(c.Owner.GetUID())), snap.Index(kinds.ByOrphan, c.Owner.GetNamespace())...)
+	var mine []T
+	for _, o := range candidates {
+		kept, err := c.consider(ctx, d, o)
+		if err != nil {
+			return nil, err
+		}
+		if kept != nil {
+			mine = append(mine, kept.(T))
+		}
+	}
+	slices.SortFunc(mine, func(a, b T) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	return mine, nil
+}
+
+// consider returns the object if it is the owner's: as it was, or adopted.
+func (c Claim) consider(ctx context.Context, d Deps, o store.Object) (store.Object, error) {
+	ref := metav1.GetControllerOfNoCopy(o)
+	switch {
+	case ref != nil && ref.UID != c.Owner.GetUID():
+		return nil, nil
+	case ref != nil && c.matches(o):
+		return o, nil
+	case ref != nil:
+		if c.Owner.GetDeletionTimestamp() != nil {
+			return nil, nil
+		}
+		return nil, c.release(ctx, d, o)
+	case !c.matches(o) || o.GetDeletionTimestamp() != nil || c.Owner.GetDeletionTimestamp() != nil:
+		return nil, nil
+	}
+	return c.adopt(ctx, d, o)
+}
+
+func (c Claim) adopt(ctx context.Context, d Deps, o store.Object) (store.Object, error) {
+	next := store.Copy(o)
+	next.SetOwnerReferences(append(next.GetOwnerReferences(), *metav1.NewControllerRef(c.Owner, c.GVK)))
+	done, err := d.Writer.Update(ctx, next)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("adopt %s %q: %w", c.Resource, store.KeyOf(o), err)
+	}
+	return done, nil
+}
+
+func (c Claim) release(ctx context.Context, d Deps, o store.Object) error {
+	next := store.Copy(o)
+	next.SetOwnerReferences(slices.DeleteFunc(next.GetOwnerReferences(), func(r metav1.OwnerReference) bool {
+		return r.UID == c.Owner.GetUID()
+	}))
+	_, err := d.Writer.Update(ctx, next)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("release %s %q: %w", c.Resource, store.KeyOf(o), err)
+	}
+	return nil
+}
