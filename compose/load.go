@@ -1,0 +1,66 @@
+package compose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+	composeerrors "github.com/compose-spec/compose-go/v2/errdefs"
+	"github.com/compose-spec/compose-go/v2/types"
+)
+
+// Source says where a project is read from, in the terms of docker compose's global flags.
+type Source struct {
+	Files      []string // -f; empty: found as docker compose finds them
+	Dir        string   // --project-directory; empty: the first file's
+	Name       string   // -p; empty: from the file, COMPOSE_PROJECT_NAME or the directory
+	Profiles   []string
+	EnvFiles   []string
+	WorkingDir string // where to start looking
+}
+
+// Load reads and checks the project: interpolation, .env, overrides, profiles, extends and include.
+func Load(ctx context.Context, s Source) (*types.Project, error) {
+	dir := s.Dir
+	if dir == "" && len(s.Files) == 0 {
+		dir = s.WorkingDir
+	}
+	opts, err := cli.NewProjectOptions(s.Files,
+		cli.WithOsEnv,
+		cli.WithWorkingDirectory(dir),
+		cli.WithEnvFiles(s.EnvFiles...),
+		cli.WithDotEnv,
+		cli.WithConfigFileEnv,
+		cli.WithDefaultConfigPath,
+		cli.WithEnvFiles(s.EnvFiles...),
+		cli.WithDotEnv,
+		cli.WithDefaultProfiles(s.Profiles...),
+		cli.WithName(s.Name),
+	)
+	if err != nil {
+		return nil, err
+	}
+	p, err := opts.LoadProject(ctx)
+	switch {
+	case errors.Is(err, composeerrors.ErrNotFound) && len(s.Files) == 0:
+		return nil, fmt.Errorf("no compose.yaml in %s or above: write one, or name one with -f", orCurrent(dir))
+	case err != nil:
+		return nil, err
+	case len(p.Services) == 0:
+		return nil, fmt.Errorf("%s: no service is selected: check services and --profile", strings.Join(p.ComposeFiles, ", "))
+	}
+	return p, nil
+}
+
+func orCurrent(dir string) string {
+	if dir == "" {
+		dir = "."
+	}
+	if abs, err := filepath.Abs(dir); err == nil {
+		return abs
+	}
+	return dir
+}

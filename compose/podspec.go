@@ -1,0 +1,277 @@
+package compose
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// defaultGrace is Docker's stop timeout in seconds; Kubernetes' own would be 30.
+const defaultGrace = 10
+
+// pod translates what runs. The annotations belong to the pod.
+func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]string, error) {
+	off, grace := false, int64(defaultGrace)
+	if s.StopGracePeriod != nil {
+		grace = int64((time.Duration(*s.StopGracePeriod) + time.Second - 1) / time.Second)
+	}
+	c := corev1.Container{
+		Name: LegalName(s.Name), Image: t.Images[s.Name].Ref, ImagePullPolicy: corev1.PullIfNotPresent,
+		WorkingDir: s.WorkingDir, TTY: s.Tty, Stdin: s.StdinOpen, Env: environment(s.Environment),
+		Resources: t.resources(s), SecurityContext: t.security(s),
+	}
+	if c.Image == "" {
+		c.Image = s.Image
+	}
+	t.command(s, &c)
+	if err := t.probes(s, &c); err != nil {
+		return corev1.PodSpec{}, nil, err
+	}
+	pod := corev1.PodSpec{
+		EnableServiceLinks: &off, AutomountServiceAccountToken: &off, TerminationGracePeriodSeconds: &grace,
+		Hostname: LegalHostname(s.Hostname), HostAliases: t.hostAliases(s), DNSConfig: dnsConfig(s),
+	}
+	if err := t.namespaces(s, &pod); err != nil {
+		return pod, nil, err
+	}
+	annotations := map[string]string{}
+	if err := t.mounts(s, &pod, &c, annotations); err != nil {
+		return pod, nil, err
+	}
+	for _, p := range s.Ports {
+		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: int32(p.Target), Protocol: protocol(p.Protocol)})
+	}
+	if err := t.podSecurity(s, &pod); err != nil {
+		return pod, nil, err
+	}
+	t.extras(s, annotations)
+	pod.Containers = []corev1.Container{c}
+	return pod, annotations, nil
+}
+
+// LegalHostname keeps a host name that is a DNS label, and only that.
+func LegalHostname(name string) string {
+	if name == "" {
+		return ""
+	}
+	return LegalName(name)
+}
+
+// environment is sorted by name; "$(" must not be taken for a reference.
+func environment(m types.MappingWithEquals) []corev1.EnvVar {
+	var env []corev1.EnvVar
+	for _, name := range sortedNames(m) {
+		if v := m[name]; v != nil {
+			env = append(env, corev1.EnvVar{Name: name, Value: escape(*v)})
+		}
+	}
+	return env
+}
+
+func escape(s string) string { return strings.ReplaceAll(s, "$(", "$$(") }
+
+func escapeAll(words []string) []string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = escape(w)
+	}
+	return out
+}
+
+// command maps entrypoint and command; an entrypoint drops the image's command, as in Docker.
+func (t *translation) command(s *types.ServiceConfig, c *corev1.Container) {
+	if s.Entrypoint != nil {
+		c.Command = escapeAll(s.Entrypoint)
+		if len(s.Entrypoint) == 0 {
+			// An empty entrypoint means that the command is the program.
+			words := []string(s.Command)
+			if s.Command == nil {
+				words = t.Images[s.Name].Cmd
+			}
+			c.Command = escapeAll(words)
+			return
+		}
+	}
+	if s.Command != nil {
+		c.Args = escapeAll(s.Command)
+		if len(s.Command) == 0 && c.Command == nil {
+			c.Command = escapeAll(t.Images[s.Name].Entrypoint) // without it the image's arguments would come back
+		}
+	}
+}
+
+// resources: limits limit, and only reservations are requested, so that a limit alone books nothing.
+func (t *translation) resources(s *types.ServiceConfig) corev1.ResourceRequirements {
+	limits, requests := corev1.ResourceList{}, corev1.ResourceList{}
+	cpu := func(list corev1.ResourceList, n float64) {
+		if n > 0 {
+			list[corev1.ResourceCPU] = *resource.NewMilliQuantity(int64(n*1000+0.5), resource.DecimalSI)
+		}
+	}
+	memory := func(list corev1.ResourceList, n types.UnitBytes) {
+		if n > 0 {
+			list[corev1.ResourceMemory] = *resource.NewQuantity(int64(n), resource.BinarySI)
+		}
+	}
+	cpu(limits, float64(s.CPUS))
+	memory(limits, s.MemLimit)
+	memory(requests, s.MemReservation)
+	if s.Deploy != nil {
+		if l := s.Deploy.Resources.Limits; l != nil {
+			cpu(limits, float64(l.NanoCPUs))
+			memory(limits, l.MemoryBytes)
+		}
+		if r := s.Deploy.Resources.Reservations; r != nil {
+			cpu(requests, float64(r.NanoCPUs))
+			memory(requests, r.MemoryBytes)
+			if len(r.Devices) > 0 {
+				t.note("deploy.resources.reservations.devices is not supported")
+			}
+		}
+	}
+	for name := range limits {
+		if _, ok := requests[name]; !ok {
+			requests[name] = resource.MustParse("0") // left out, it would default to the limit
+		}
+	}
+	out := corev1.ResourceRequirements{}
+	if len(limits) > 0 {
+		out.Limits = limits
+	}
+	if len(requests) > 0 {
+		out.Requests = requests
+	}
+	return out
+}
+
+func (t *translation) security(s *types.ServiceConfig) *corev1.SecurityContext {
+	sc, used := &corev1.SecurityContext{}, false
+	if s.Privileged {
+		sc.Privileged, used = &s.Privileged, true
+	}
+	if s.ReadOnly {
+		sc.ReadOnlyRootFilesystem, used = &s.ReadOnly, true
+	}
+	if len(s.CapAdd)+len(s.CapDrop) > 0 {
+		sc.Capabilities, used = &corev1.Capabilities{}, true
+		for _, c := range s.CapAdd {
+			sc.Capabilities.Add = append(sc.Capabilities.Add, capability(c))
+		}
+		for _, c := range s.CapDrop {
+			sc.Capabilities.Drop = append(sc.Capabilities.Drop, capability(c))
+		}
+	}
+	for _, o := range s.SecurityOpt {
+		switch strings.ReplaceAll(o, "=", ":") {
+		case "no-new-privileges", "no-new-privileges:true":
+			no := false
+			sc.AllowPrivilegeEscalation, used = &no, true
+		case "seccomp:unconfined":
+			sc.SeccompProfile, used = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined}, true
+		default:
+			t.note("security_opt %q is not supported", o)
+		}
+	}
+	if user := t.Images[s.Name].User; user != "" && s.User != "" {
+		uid, gid, _ := strings.Cut(user, ":")
+		if n, err := strconv.ParseInt(uid, 10, 64); err == nil {
+			sc.RunAsUser, used = &n, true
+		}
+		if n, err := strconv.ParseInt(gid, 10, 64); err == nil && gid != "" {
+			sc.RunAsGroup, used = &n, true
+		}
+	}
+	if !used {
+		return nil
+	}
+	return sc
+}
+
+func capability(name string) corev1.Capability {
+	return corev1.Capability(strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
+}
+
+func (t *translation) podSecurity(s *types.ServiceConfig, pod *corev1.PodSpec) error {
+	sc, used := &corev1.PodSecurityContext{}, false
+	for _, g := range s.GroupAdd {
+		n, err := strconv.ParseInt(g, 10, 64)
+		if err != nil {
+			return fmt.Errorf("group_add %q: give the group's number, names differ between images", g)
+		}
+		sc.SupplementalGroups, used = append(sc.SupplementalGroups, n), true
+	}
+	for _, name := range sortedNames(s.Sysctls) {
+		sc.Sysctls, used = append(sc.Sysctls, corev1.Sysctl{Name: name, Value: s.Sysctls[name]}), true
+	}
+	if used {
+		pod.SecurityContext = sc
+	}
+	return nil
+}
+
+// namespaces maps the modes that share the host's; others have no counterpart.
+func (t *translation) namespaces(s *types.ServiceConfig, pod *corev1.PodSpec) error {
+	switch {
+	case s.NetworkMode == "host":
+		pod.HostNetwork = true
+		pod.DNSPolicy = corev1.DNSClusterFirstWithHostNet
+	case s.NetworkMode == "none":
+		return errors.New("network_mode none has no counterpart in Kubernetes: put the service on an internal network of its own")
+	case strings.HasPrefix(s.NetworkMode, "service:"), strings.HasPrefix(s.NetworkMode, "container:"):
+		return fmt.Errorf("network_mode %q is not supported: give the service a network", s.NetworkMode)
+	}
+	for key, mode := range map[string]string{"pid": s.Pid, "ipc": s.Ipc} {
+		switch {
+		case mode == "host" && key == "pid":
+			pod.HostPID = true
+		case mode == "host":
+			pod.HostIPC = true
+		case mode == "" || mode == "private" || mode == "shareable":
+		default:
+			return fmt.Errorf("%s %q is not supported: use host, or leave it out", key, mode)
+		}
+	}
+	return nil
+}
+
+func (t *translation) hostAliases(s *types.ServiceConfig) []corev1.HostAlias {
+	byAddress := map[string][]string{}
+	for name, addresses := range s.ExtraHosts {
+		for _, a := range addresses {
+			if a == "host-gateway" {
+				t.note("extra_hosts %s:host-gateway is not supported: name an address", name)
+				continue
+			}
+			byAddress[a] = append(byAddress[a], name)
+		}
+	}
+	var out []corev1.HostAlias
+	for _, a := range sortedNames(byAddress) {
+		sort.Strings(byAddress[a])
+		out = append(out, corev1.HostAlias{IP: a, Hostnames: byAddress[a]})
+	}
+	return out
+}
+
+func dnsConfig(s *types.ServiceConfig) *corev1.PodDNSConfig {
+	if len(s.DNS)+len(s.DNSSearch)+len(s.DNSOpts) == 0 {
+		return nil
+	}
+	c := &corev1.PodDNSConfig{Nameservers: s.DNS, Searches: s.DNSSearch}
+	for _, o := range s.DNSOpts {
+		name, value, has := strings.Cut(o, ":")
+		option := corev1.PodDNSConfigOption{Name: name}
+		if has {
+			option.Value = &value
+		}
+		c.Options = append(c.Options, option)
+	}
+	return c
+}

@@ -1,0 +1,138 @@
+package compose
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// workload wraps a pod in the kind that keeps it as the service wants.
+func (t *translation) workload(s *types.ServiceConfig, pod corev1.PodSpec, annotations map[string]string) (Object, error) {
+	if s.Deploy != nil && s.Deploy.Mode != "" && s.Deploy.Mode != "replicated" {
+		return nil, fmt.Errorf("deploy.mode %q is not supported: use replicated", s.Deploy.Mode)
+	}
+	n := replicas(s)
+	if s.ContainerName != "" && n > 1 {
+		return nil, fmt.Errorf("container_name %q allows one replica only, not %d", s.ContainerName, n)
+	}
+	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: t.podLabels(s), Annotations: annotations}, Spec: pod}
+	if t.jobs[s.Name] {
+		return t.job(s, template, n)
+	}
+	d := &appsv1.Deployment{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
+		ObjectMeta: t.meta(LegalName(s.Name), s.Name),
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: selector(s.Name)}, Template: template,
+			Strategy: t.strategy(s),
+		},
+	}
+	if u := updateConfig(s); u != nil && u.Delay > 0 {
+		d.Spec.MinReadySeconds = int32(max(time.Duration(u.Delay).Round(time.Second)/time.Second, 1))
+	}
+	return d, nil
+}
+
+func updateConfig(s *types.ServiceConfig) *types.UpdateConfig {
+	if s.Deploy == nil {
+		return nil
+	}
+	return s.Deploy.UpdateConfig
+}
+
+// strategy is start-first, unless two versions would then write to one volume.
+func (t *translation) strategy(s *types.ServiceConfig) appsv1.DeploymentStrategy {
+	u := updateConfig(s)
+	order, batch := "", intstr.FromInt32(1)
+	if u != nil {
+		order = u.Order
+		if u.Parallelism != nil && *u.Parallelism > 0 {
+			batch = intstr.FromInt32(int32(*u.Parallelism))
+		}
+		if u.FailureAction == "rollback" {
+			t.note("deploy.update_config.failure_action rollback is not automatic: a failed update stops, and `kubectl rollout undo` rolls it back")
+		}
+	}
+	if order == "" && t.writesVolume(s) {
+		return appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}
+	}
+	zero := intstr.FromInt32(0)
+	rolling := &appsv1.RollingUpdateDeployment{MaxSurge: &batch, MaxUnavailable: &zero}
+	if order == "stop-first" {
+		rolling.MaxSurge, rolling.MaxUnavailable = &zero, &batch
+	}
+	return appsv1.DeploymentStrategy{Type: appsv1.RollingUpdateDeploymentStrategyType, RollingUpdate: rolling}
+}
+
+func (t *translation) writesVolume(s *types.ServiceConfig) bool {
+	for _, v := range s.Volumes {
+		if v.Type == types.VolumeTypeVolume && v.Source != "" && !v.ReadOnly {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *translation) job(s *types.ServiceConfig, template corev1.PodTemplateSpec, n int32) (Object, error) {
+	template.Spec.RestartPolicy = corev1.RestartPolicyNever
+	retries := int32(0)
+	condition, attempts := s.Restart, uint64(0)
+	if p := restartPolicy(s); condition == "" && p != nil {
+		condition = p.Condition
+		if p.MaxAttempts != nil {
+			attempts = *p.MaxAttempts
+		}
+	}
+	if name, count, found := strings.Cut(condition, ":"); found {
+		limit, err := strconv.ParseUint(count, 10, 31)
+		if err != nil {
+			return nil, fmt.Errorf("restart %q: the number of retries: %w", condition, err)
+		}
+		condition, attempts = name, limit
+	}
+	if condition == "on-failure" {
+		template.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+		retries = 1 << 30 // Docker retries for ever
+		if attempts > 0 {
+			retries = int32(attempts)
+		}
+	}
+	if len(s.Ports) > 0 && n > 1 {
+		return nil, errors.New("a service that runs to completion cannot publish ports with several replicas")
+	}
+	return &batchv1.Job{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"},
+		ObjectMeta: t.meta(LegalName(s.Name), s.Name),
+		Spec:       batchv1.JobSpec{Parallelism: &n, Completions: &n, BackoffLimit: &retries, Template: template},
+	}, nil
+}
+
+func restartPolicy(s *types.ServiceConfig) *types.RestartPolicy {
+	if s.Deploy == nil {
+		return nil
+	}
+	return s.Deploy.RestartPolicy
+}
+
+// podLabels find the pod for its Services, its networks' policies and people.
+func (t *translation) podLabels(s *types.ServiceConfig) map[string]string {
+	labels := t.meta("", s.Name).Labels
+	internal := len(s.Networks) > 0
+	for name := range s.Networks {
+		labels[labelNetwork+LegalName(name)] = "true"
+		internal = internal && t.Project.Networks[name].Internal
+	}
+	if internal {
+		labels[labelInternal] = "true"
+	}
+	return labels
+}
