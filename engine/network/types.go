@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"slipway.dev/slipway/engine/event"
@@ -120,7 +121,7 @@ type AttachSpec struct {
 	Ports       []PortMapping    // pass the same to every Attach of a container: the first network that can carries them
 	IfName      string           // empty: eth0, eth1, ...
 	DNS         []netip.Addr     // upstream servers of this container instead of the host's
-	GwPriority  int              // the endpoint with the highest carries the default route; ties: the first attached
+	GwPriority  int              // the endpoint with the highest carries the default route; ties: the first network by name
 	DriverOpts  map[string]string
 }
 
@@ -144,16 +145,22 @@ type Endpoint struct {
 	Seq         int              `json:"seq"` // order of attachment within the container
 }
 
-// Names are all the names this endpoint answers to.
+// Names are all the names this endpoint answers to, each once.
 func (e Endpoint) Names() []string {
-	names := make([]string, 0, 2+len(e.Aliases))
-	if e.Name != "" {
-		names = append(names, e.Name)
+	var names []string
+	add := func(name string) {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
+	add(e.Name)
 	if len(e.ContainerID) >= 12 {
-		names = append(names, e.ContainerID[:12])
+		add(e.ContainerID[:12])
 	}
-	return append(names, e.Aliases...)
+	for _, a := range e.Aliases {
+		add(a)
+	}
+	return names
 }
 
 // PodAttach connects one pod.

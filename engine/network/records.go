@@ -1,0 +1,134 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// records is the directory of what must be known after a restart: one JSON file
+// per network and endpoint, written beside and renamed, so that a reader never
+// sees half of one.
+type records struct{ dir string }
+
+const (
+	kindNetwork  = "networks"
+	kindEndpoint = "endpoints"
+	kindPod      = "pods"
+	kindCursor   = "cursors" // where each address allocator continues
+)
+
+// node is what this machine chose once.
+type node struct {
+	Pods     netip.Prefix `json:"pods"`
+	Services netip.Prefix `json:"services"`
+}
+
+// podRecord is one pod's address.
+type podRecord struct {
+	ID     string     `json:"id"`
+	Addr   netip.Addr `json:"addr"`
+	HostIf string     `json:"hostIf"`
+}
+
+func openRecords(dir string) (records, error) {
+	r := records{dir}
+	for _, kind := range []string{kindNetwork, kindEndpoint, kindPod, kindCursor} {
+		if err := os.MkdirAll(filepath.Join(dir, kind), 0o700); err != nil {
+			return r, fmt.Errorf("open network records: %w", err)
+		}
+	}
+	return r, nil
+}
+
+func (r records) path(kind, id string) string { return filepath.Join(r.dir, kind, id+".json") }
+
+// put writes a record; durable says whether it has to survive a power cut.
+func (r records) put(kind, id string, v any, durable bool) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s record %s: %w", kind, id, err)
+	}
+	path := r.path(kind, id)
+	if err := writeFile(path, b, durable); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func writeFile(path string, b []byte, durable bool) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil || !durable {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (r records) remove(kind, id string, durable bool) error {
+	path := r.path(kind, id)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	if durable {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+// load reads all records of a kind. A damaged one is an error that names the file:
+// a network that silently vanished would take its containers' addresses with it.
+func load[T any](r records, kind string) (map[string]T, error) {
+	entries, err := os.ReadDir(filepath.Join(r.dir, kind))
+	if err != nil {
+		return nil, fmt.Errorf("read network records: %w", err)
+	}
+	all := make(map[string]T, len(entries))
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		v, err := loadOne[T](r, kind, id)
+		if err != nil {
+			return nil, err
+		}
+		all[id] = v
+	}
+	return all, nil
+}
+
+func loadOne[T any](r records, kind, id string) (T, error) {
+	var v T
+	path := r.path(kind, id)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return v, err
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("record %s is damaged: %w; restore it from a backup or remove the file", path, err)
+	}
+	return v, nil
+}

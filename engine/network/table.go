@@ -1,0 +1,217 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"slipway.dev/slipway/engine/network/nft"
+)
+
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
+
+// packets is this instance's nftables table. The rules refer to sets only, so that
+// a change of networks or containers is a change of elements. Whoever calls holds
+// the desired state; when an incremental change fails, rebuild makes the kernel
+// equal to it again.
+type packets struct {
+	conn *nft.Conn
+	name string
+	all  string // matches every interface of the instance
+	pods string // matches every pod's interface
+
+	masq      *nftables.Set // ranges whose packets leave with the host's address
+	same      *nftables.Set // (bridge, bridge): traffic within a network
+	internal  *nftables.Set // bridges with no way out
+	portsAny  *nftables.Set // (protocol, port) -> container, on every address of the host
+	portsAddr *nftables.Set // (address, protocol, port) -> container
+}
+
+// rangesAndPorts is everything the table is made from.
+type rangesAndPorts struct {
+	networks []Network
+	pods     netip.Prefix
+	ports    []published
+}
+
+// published is one host port and where it leads.
+type published struct {
+	PortMapping
+	to netip.Addr
+}
+
+func newPackets(conn *nft.Conn, instance string) *packets {
+	p := &packets{conn: conn, name: "slipway-" + instance, all: "sw" + instance + "-*", pods: "sw" + instance + "-p*"}
+	t := &nftables.Table{Name: p.name, Family: nftables.TableFamilyIPv4}
+	target := nft.Concat(nft.Addr, nft.Service)
+	p.masq = &nftables.Set{Table: t, Name: "masquerade", KeyType: nft.Addr, Interval: true}
+	p.same = &nftables.Set{Table: t, Name: "same", KeyType: nft.Concat(nft.IfName, nft.IfName)}
+	p.internal = &nftables.Set{Table: t, Name: "internal", KeyType: nft.IfName}
+	p.portsAny = &nftables.Set{Table: t, Name: "ports_any", IsMap: true, KeyType: nft.Concat(nft.Proto, nft.Service), DataType: target}
+	p.portsAddr = &nftables.Set{Table: t, Name: "ports_addr", IsMap: true, KeyType: nft.Concat(nft.Addr, nft.Proto, nft.Service), DataType: target}
+	return p
+}
+
+// rebuild replaces the table, in one transaction: there is no moment without rules.
+func (p *packets) rebuild(want rangesAndPorts) error {
+	err := p.conn.Do(func(b *nft.Batch) {
+		t := b.NewTable(p.name)
+		masq := nft.Range(want.pods)
+		var same, internal []nftables.SetElement
+		for _, n := range want.networks {
+			s, i, m := networkElements(n)
+			same, internal, masq = append(same, s...), append(internal, i...), append(masq, m...)
+		}
+		anyAddr, oneAddr := portElements(want.ports)
+		b.Set(p.masq, masq)
+		b.Set(p.same, same)
+		b.Set(p.internal, internal)
+		b.Set(p.portsAny, anyAddr)
+		b.Set(p.portsAddr, oneAddr)
+		p.chains(b, t)
+	})
+	if err != nil {
+		return fmt.Errorf("write nftables table %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func (p *packets) chains(b *nft.Batch, t *nftables.Table) {
+	// With route_localnet the kernel no longer drops loopback addresses that come
+	// from a container: the table has to (CVE-2020-8558).
+	b.Chain(t, "guard", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: -300},
+		nft.If(nft.IIf(p.all), nft.Saddr(loopback), nft.Drop()),
+		nft.If(nft.IIf(p.all), nft.Daddr(loopback), nft.Drop()),
+	)
+	b.Chain(t, "publish", nil,
+		nft.DNATBy(p.portsAddr, nft.KeyDaddr(), nft.KeyProto(), nft.KeyDport()),
+		nft.DNATBy(p.portsAny, nft.KeyProto(), nft.KeyDport()),
+	)
+	// Just before other tools' dstnat: the first translation wins, and the port is
+	// ours, because we hold the socket that is bound to it.
+	toHost := nft.If(nft.DaddrLocal(), nft.Jump("publish"))
+	b.Chain(t, "prerouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: -101}, toHost)
+	b.Chain(t, "output", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: -101}, toHost)
+	b.Chain(t, "postrouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: 99},
+		nft.If(nft.OIf(p.all), nft.Saddr(loopback), nft.Masquerade()),
+		// A container that calls a published port of its own network: the answer
+		// would go straight to the caller, untranslated.
+		nft.If(nft.In(p.same, nft.KeyIIf(), nft.KeyOIf()), nft.DNATed(), nft.Masquerade()),
+		nft.If(nft.In(p.masq, nft.KeySaddr()), nft.OIfNot(p.all), nft.Masquerade()),
+	)
+	b.Chain(t, "ours", nil,
+		nft.If(nft.Established(), nft.Accept()),
+		nft.If(nft.In(p.same, nft.KeyIIf(), nft.KeyOIf()), nft.Accept()),
+		nft.If(nft.In(p.internal, nft.KeyIIf()), nft.Drop()),
+		nft.If(nft.In(p.internal, nft.KeyOIf()), nft.Drop()),
+		nft.If(nft.DNATed(), nft.Accept()),
+		nft.If(nft.IIf(p.pods), nft.OIf(p.pods), nft.Accept()),
+		nft.If(nft.OIf(p.all), nft.Drop()), // another network's containers, or a neighbour that routes to us
+	)
+	b.Chain(t, "forward", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: 0},
+		nft.If(nft.IIf(p.all), nft.Goto("ours")),
+		nft.If(nft.OIf(p.all), nft.Goto("ours")),
+	)
+}
+
+// networkElements are what a network has in the sets "same", "internal" and "masquerade".
+func networkElements(n Network) (same, internal, masq []nftables.SetElement) {
+	if n.Driver != DriverBridge {
+		return nil, nil, nil
+	}
+	name := nft.IfNameBytes(n.Bridge)
+	same = []nftables.SetElement{{Key: slices.Concat(name, name)}}
+	if n.Internal {
+		return same, []nftables.SetElement{{Key: name}}, nil
+	}
+	if n.Options[OptionMasquerade] != "false" {
+		masq = nft.Range(n.Subnet)
+	}
+	return same, nil, masq
+}
+
+func portElements(ports []published) (anyAddr, oneAddr []nftables.SetElement) {
+	for _, p := range ports {
+		proto := byte(unix.IPPROTO_TCP)
+		if p.Proto == "udp" {
+			proto = unix.IPPROTO_UDP
+		}
+		to := nft.Pad(nft.AddrBytes(p.to), nft.PortBytes(p.ContainerPort))
+		key := nft.Pad([]byte{proto}, nft.PortBytes(p.HostPort))
+		if everyAddress(p.HostIP) {
+			anyAddr = append(anyAddr, nftables.SetElement{Key: key, Val: to})
+			continue
+		}
+		oneAddr = append(oneAddr, nftables.SetElement{Key: nft.Pad(nft.AddrBytes(p.HostIP), key), Val: to})
+	}
+	return anyAddr, oneAddr
+}
+
+func everyAddress(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }
+
+func (p *packets) addNetwork(n Network) error {
+	return p.conn.Do(func(b *nft.Batch) {
+		same, internal, masq := networkElements(n)
+		b.Add(p.same, same)
+		b.Add(p.internal, internal)
+		b.Add(p.masq, masq)
+	})
+}
+
+func (p *packets) removeNetwork(n Network) error {
+	return p.conn.Do(func(b *nft.Batch) {
+		same, internal, masq := networkElements(n)
+		b.Delete(p.same, same)
+		b.Delete(p.internal, internal)
+		b.Delete(p.masq, masq)
+	})
+}
+
+func (p *packets) addPorts(ports []published) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	return p.conn.Do(func(b *nft.Batch) {
+		anyAddr, oneAddr := portElements(ports)
+		b.Add(p.portsAny, anyAddr)
+		b.Add(p.portsAddr, oneAddr)
+	})
+}
+
+func (p *packets) removePorts(ports []published) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	return p.conn.Do(func(b *nft.Batch) {
+		anyAddr, oneAddr := portElements(ports)
+		b.Delete(p.portsAny, anyAddr)
+		b.Delete(p.portsAddr, oneAddr)
+	})
+}
+
+// guestTable is the name of the table inside containers.
+const guestTable = "slipway"
+
+// translateDNS makes 127.0.0.11:53 lead to the resolver, inside the namespace that
+// conn talks to. A socket there instead would keep the container from running a DNS
+// server of its own.
+func translateDNS(conn *nft.Conn, resolver netip.AddrPort) error {
+	stub := nft.Daddr(netip.MustParsePrefix("127.0.0.11/32"))
+	err := conn.Do(func(b *nft.Batch) {
+		t := b.NewTable(guestTable)
+		b.Chain(t, "output", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: -100},
+			nft.If(stub, nft.L4(unix.IPPROTO_UDP), nft.Dport(53), nft.DNAT(resolver)),
+			nft.If(stub, nft.L4(unix.IPPROTO_TCP), nft.Dport(53), nft.DNAT(resolver)),
+		)
+		b.Chain(t, "postrouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: 100},
+			nft.If(nft.Saddr(loopback), nft.OIfNot("lo"), nft.Masquerade()),
+		)
+	})
+	if err != nil {
+		return fmt.Errorf("translate 127.0.0.11 in the container: %w", err)
+	}
+	return nil
+}
