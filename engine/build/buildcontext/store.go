@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -52,18 +53,41 @@ func Open(dir string, limits Limits, now func() time.Time, log *slog.Logger) (*S
 		return nil, fmt.Errorf("open build context store: %w", err)
 	}
 	for _, e := range entries {
-		index := filepath.Join(dir, e.Name(), "index.json")
-		st, err := os.Stat(index)
-		if err != nil {
-			// The index is renamed into place last: without it the tree is a leftover.
+		if !isID(e.Name()) {
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 				return nil, fmt.Errorf("remove unfinished build context: %w", err)
 			}
 			continue
 		}
-		s.trees[e.Name()] = &tree{used: st.ModTime(), bytes: -1}
+		t, err := readTree(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("open build context store: %w", err)
+		}
+		s.trees[e.Name()] = t
 	}
 	return s, nil
+}
+
+// isID tells a tree from something unfinished: only what is complete is renamed to its id.
+func isID(name string) bool {
+	return digest.NewDigestFromEncoded(digest.SHA256, name).Validate() == nil
+}
+
+// readTree reads what is needed to account for a tree; its index is read on first use.
+func readTree(dir string) (*tree, error) {
+	st, err := os.Stat(filepath.Join(dir, "bytes"))
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "bytes"))
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("size of %s: %w", dir, err)
+	}
+	return &tree{bytes: n, used: st.ModTime()}, nil
 }
 
 // Ref is a context in use: its tree stays until Release.
@@ -187,6 +211,9 @@ func (s *Store) unpack(ctx context.Context, spool io.Reader, id string) error {
 	if err := os.WriteFile(filepath.Join(tmp, "index.json"), data, 0o600); err != nil {
 		return fmt.Errorf("unpack build context: %w", err)
 	}
+	if err := os.WriteFile(filepath.Join(tmp, "bytes"), strconv.AppendInt(nil, index.Bytes(), 10), 0o600); err != nil {
+		return fmt.Errorf("unpack build context: %w", err)
+	}
 	if err := os.Rename(tmp, filepath.Join(s.dir, id)); err != nil {
 		return fmt.Errorf("unpack build context: %w", err)
 	}
@@ -221,7 +248,7 @@ func (s *Store) Index(id string) (*Index, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.index, t.bytes = index, index.Bytes()
+	t.index = index
 	s.forgetIndexesLocked(id)
 	return index, nil
 }
@@ -382,31 +409,25 @@ type Usage struct {
 
 // List returns every tree, most recently used first.
 func (s *Store) List() []Usage {
-	ids := s.ids()
-	out := make([]Usage, 0, len(ids))
-	for _, id := range ids {
-		_, err := s.Index(id)
-		if err != nil {
-			s.log.Warn("build context cannot be read", "context", short(id), "error", err)
-		}
-		s.mu.Lock()
-		if t := s.trees[id]; t != nil {
-			out = append(out, Usage{ID: id, Bytes: max(t.bytes, 0), Used: t.used, InUse: t.refs > 0})
-		}
-		s.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Usage, 0, len(s.trees))
+	for id, t := range s.trees {
+		out = append(out, Usage{ID: id, Bytes: t.bytes, Used: t.used, InUse: t.refs > 0})
 	}
 	slices.SortFunc(out, func(a, b Usage) int { return b.Used.Compare(a.Used) })
 	return out
 }
 
-func (s *Store) ids() []string {
+// Bytes is the size of all trees.
+func (s *Store) Bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ids := make([]string, 0, len(s.trees))
-	for id := range s.trees {
-		ids = append(ids, id)
+	var n int64
+	for _, t := range s.trees {
+		n += t.bytes
 	}
-	return ids
+	return n
 }
 
 // Remove drops a tree unless it is in use, and reports whether it did.

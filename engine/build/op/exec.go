@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/solver"
@@ -61,6 +62,14 @@ type Mount struct {
 	UID, GID uint32
 	Size     int64 // of a tmpfs, 0 for the default
 	Readonly bool
+}
+
+// CacheMount is a directory behind RUN --mount=type=cache.
+type CacheMount struct {
+	ID, Name string
+	Size     int64
+	Used     time.Time
+	InUse    bool
 }
 
 // ExitError is a program's failure.

@@ -289,38 +289,56 @@ func (s *Store) Exists(_ context.Context, id string) bool {
 	return err == nil
 }
 
-// Settle is called when a build has ended: layers that were made go to disk together,
-// then the records that name them, and records of nobody's results are forgotten.
-func (s *Store) Settle(ctx context.Context, synced bool) error {
-	pending := s.forget()
-	if len(pending) > 0 && !synced {
+// Settle is called when a build has ended: layers that are not yet on disk go there
+// together, then the records that name them, and records of nobody's results are
+// forgotten.
+func (s *Store) Settle(ctx context.Context) error {
+	before := s.now()
+	if s.forget() > 0 {
 		if err := s.images.Sync(ctx); err != nil {
 			return fmt.Errorf("write build cache: %w", err)
 		}
+		s.Durable(before)
 	}
-	s.mu.Lock()
-	for _, r := range pending {
-		r.Boot, r.dirty = "", true
-	}
-	s.mu.Unlock()
 	return s.flush()
 }
 
-// forget drops unsaved records without users and returns those that are not durable.
-func (s *Store) forget() []*record {
+// Durable says that all that was written before a moment is on disk.
+func (s *Store) Durable(before time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var pending []*record
-	for id, r := range s.records {
-		if !r.saved && r.refs <= 0 {
-			delete(s.records, id)
-			continue
-		}
-		if r.saved && r.Boot == s.boot && r.size() > 0 {
-			pending = append(pending, r)
+	for _, r := range s.records {
+		if r.Boot != "" && !r.Created.After(before) {
+			r.Boot, r.dirty = "", true
 		}
 	}
-	return pending
+}
+
+// forget drops unsaved records without users and counts those that are not durable.
+func (s *Store) forget() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for id, r := range s.records {
+		switch {
+		case !r.saved && r.refs <= 0:
+			delete(s.records, id)
+		case r.saved && r.Boot == s.boot && r.size() > 0:
+			n++
+		}
+	}
+	return n
+}
+
+// Bytes is the size of all layers that saved records added.
+func (s *Store) Bytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n int64
+	for _, r := range s.records {
+		n += r.size()
+	}
+	return n
 }
 
 // flush writes changed records.
