@@ -1,0 +1,429 @@
+package warden
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Options configure a Client. All but Log are required; RootDir may be empty when no Rootfs is ever mounted.
+type Options struct {
+	Socket     string // R/warden.sock
+	Executable string // slipway-warden, started when no warden answers
+	StateDir   string // the warden's records; on a tmpfs
+	RootDir    string // below it root file systems are mounted, unseen by the host
+	Log        *slog.Logger
+}
+
+// Client is a daemon's connection to its warden. It reconnects by itself, and when the warden is dead it starts another
+// and gives it all the descriptors. A call that is under way then is repeated if it can be; Start, Exec and Attach
+// cannot, and return an error that is errdefs.ErrUnavailable.
+//
+// All methods may be called concurrently.
+type Client struct {
+	opts   Options
+	log    *slog.Logger
+	ctx    context.Context // ends with Close
+	cancel context.CancelCauseFunc
+	tasks  sync.WaitGroup
+
+	mu       sync.Mutex    // guards what follows
+	wire     *Conn         // nil while there is none
+	ready    chan struct{} // closed while requests may be sent
+	lastID   uint64
+	pending  map[uint64]chan *Message
+	hello    HelloReply
+	held     map[Key]*holding
+	attached map[uint64]*Attachment
+	subs     map[*subscription]struct{}
+	leaving  bool // Shutdown: do not start another warden
+}
+
+// errLost ends a call whose connection broke.
+var errLost = errors.New("the connection to the warden was lost")
+
+// errClosed is the cause of everything that ends with Close.
+var errClosed = errors.New("the warden client is closed")
+
+// Connect dials the warden, and starts it when there is none. Afterwards all that it holds is held here, too.
+func Connect(ctx context.Context, opts Options) (*Client, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{
+		opts: opts, log: opts.Log, ready: make(chan struct{}), pending: map[uint64]chan *Message{},
+		held: map[Key]*holding{}, attached: map[uint64]*Attachment{}, subs: map[*subscription]struct{}{},
+	}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	lost, err := c.establish(ctx)
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("connect to the warden at %s: %w", opts.Socket, err)
+	}
+	c.tasks.Go(func() { c.keepConnected(lost) })
+	return c, nil
+}
+
+// Close ends the connection. Kept processes go on; Tied ones are killed.
+func (c *Client) Close() error {
+	c.cancel(errClosed)
+	c.disconnect()
+	c.tasks.Wait()
+	c.mu.Lock()
+	attached := c.attached
+	c.attached = map[uint64]*Attachment{}
+	for _, h := range c.held {
+		h.close()
+	}
+	c.held = map[Key]*holding{}
+	c.mu.Unlock()
+	for _, a := range attached {
+		a.Close()
+	}
+	return nil
+}
+
+// Pid is the warden's process id.
+func (c *Client) Pid() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hello.Pid
+}
+
+// keepConnected restores the connection whenever it is lost.
+func (c *Client) keepConnected(lost <-chan struct{}) {
+	for {
+		select {
+		case <-lost:
+		case <-c.ctx.Done():
+			return
+		}
+		if c.isLeaving() {
+			return
+		}
+		c.log.Warn("the connection to the warden was lost: restoring it")
+		if lost = c.reestablish(); lost == nil {
+			return
+		}
+	}
+}
+
+// reestablish tries until it succeeds or the client is closed.
+func (c *Client) reestablish() <-chan struct{} {
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		lost, err := c.establish(c.ctx)
+		if err == nil {
+			c.log.Info("the connection to the warden is restored", "pid", c.Pid())
+			return lost
+		}
+		if c.ctx.Err() != nil {
+			return nil
+		}
+		c.log.Error("the warden cannot be reached", "error", err)
+		select {
+		case <-time.After(wait):
+		case <-c.ctx.Done():
+			return nil
+		}
+	}
+}
+
+// establish makes a connection ready for requests. The channel it returns is closed when the connection is lost.
+func (c *Client) establish(ctx context.Context) (lost <-chan struct{}, err error) {
+	sock, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	wire := NewConn(sock)
+	done := make(chan struct{})
+	c.mu.Lock()
+	c.wire = wire
+	for _, h := range c.held {
+		h.stale = true
+	}
+	c.mu.Unlock()
+	c.tasks.Go(func() {
+		defer close(done)
+		c.read(wire)
+	})
+	if err := c.greet(ctx); err != nil {
+		c.disconnect()
+		<-done
+		return nil, err
+	}
+	return done, nil
+}
+
+// greet introduces us, hands over what a dead warden left behind, and opens the connection for requests.
+func (c *Client) greet(ctx context.Context) error {
+	var reply HelloReply
+	if err := c.request(ctx, MethodHello, Hello{Version: Version}, nil, &reply); err != nil {
+		return err
+	}
+	if reply.Fresh {
+		if err := c.handOver(ctx); err != nil {
+			return fmt.Errorf("hand over to a new warden: %w", err)
+		}
+	}
+	var states []ProcessState
+	if err := c.request(ctx, MethodList, Target{}, nil, &states); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.hello = reply
+	for key, h := range c.held {
+		if h.stale {
+			h.close()
+			delete(c.held, key)
+		}
+	}
+	close(c.ready)
+	subs := c.subscriptionsLocked()
+	orphans := c.orphansLocked(states)
+	c.mu.Unlock()
+	for _, a := range orphans {
+		a.Close()
+	}
+	for _, s := range subs {
+		s.replay(states)
+	}
+	return nil
+}
+
+// orphansLocked finds attachments to processes that no longer are: they would wait for an end that nobody sends.
+func (c *Client) orphansLocked(states []ProcessState) []*Attachment {
+	known := map[Key]bool{}
+	for _, st := range states {
+		known[keyOf(st)] = true
+	}
+	var orphans []*Attachment
+	for _, a := range c.attached {
+		if !known[a.key] {
+			orphans = append(orphans, a)
+		}
+	}
+	return orphans
+}
+
+func keyOf(st ProcessState) Key {
+	return Key{Kind: HoldProcess, ID: st.ContainerID, Exec: st.ExecID}
+}
+
+// disconnect closes the connection and fails what waits for replies.
+func (c *Client) disconnect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wire == nil {
+		return
+	}
+	c.wire.Close()
+	c.wire = nil
+	select {
+	case <-c.ready:
+		c.ready = make(chan struct{})
+	default:
+	}
+	for id, reply := range c.pending {
+		close(reply)
+		delete(c.pending, id)
+	}
+}
+
+// read handles what the warden sends until the connection ends.
+func (c *Client) read(wire *Conn) {
+	for {
+		m, err := wire.Receive()
+		if err != nil {
+			if errors.Is(err, ErrFrame) {
+				c.log.Error("the warden's messages cannot be read", "error", err)
+			}
+			break
+		}
+		c.handle(m)
+	}
+	c.mu.Lock()
+	current := c.wire == wire
+	c.mu.Unlock()
+	if current {
+		c.disconnect()
+	}
+}
+
+func (c *Client) handle(m *Message) {
+	switch m.Method {
+	case "":
+		c.mu.Lock()
+		reply := c.pending[m.ID]
+		delete(c.pending, m.ID)
+		c.mu.Unlock()
+		if reply == nil {
+			m.Discard() // whoever asked has given up
+			return
+		}
+		reply <- m
+	case PushHold:
+		c.takeHold(m)
+	case PushRelease:
+		c.releaseHold(m)
+	case PushEvent:
+		var e Event
+		if err := Decode(m.Body, &e); err != nil {
+			c.log.Error("an event of the warden cannot be read", "error", err)
+			return
+		}
+		c.distribute(e)
+	default:
+		m.Discard() // a newer warden's
+	}
+}
+
+// call sends a request when the connection is ready, and repeats it when the connection breaks and the method allows.
+func (c *Client) call(ctx context.Context, method string, body any, fds []int, reply any) error {
+	for {
+		if err := c.await(ctx); err != nil {
+			return err
+		}
+		err := c.request(ctx, method, body, fds, reply)
+		if !errors.Is(err, errLost) || !repeatable[method] {
+			return err
+		}
+	}
+}
+
+// repeatable are the methods that do no harm when done twice.
+var repeatable = map[string]bool{
+	MethodSignal: true, MethodResize: true, MethodUpdate: true, MethodStats: true, MethodProcesses: true, MethodDelete: true,
+	MethodList: true, MethodWait: true, MethodRemoveSandbox: true, MethodSetCgroup: true, MethodRemoveCgroup: true,
+	MethodKeep: true, MethodDrop: true,
+}
+
+// await waits until requests may be sent.
+func (c *Client) await(ctx context.Context) error {
+	c.mu.Lock()
+	ready := c.ready
+	c.mu.Unlock()
+	select {
+	case <-ready:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-c.ctx.Done():
+		return unavailable(errClosed)
+	}
+}
+
+func unavailable(err error) error { return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable) }
+
+// request sends one request, with copies of fds, and waits for its reply. reply may be a *Message, to get descriptors.
+func (c *Client) request(ctx context.Context, method string, body any, fds []int, reply any) error {
+	m := &Message{Method: method, Body: Encode(body)}
+	for _, fd := range fds {
+		d, err := dupFD(fd)
+		if err != nil {
+			m.Discard()
+			return err
+		}
+		m.FDs = append(m.FDs, d)
+	}
+	answer := make(chan *Message, 1)
+	c.mu.Lock()
+	wire := c.wire
+	if wire == nil {
+		c.mu.Unlock()
+		m.Discard()
+		return unavailable(errLost)
+	}
+	c.lastID++
+	m.ID = c.lastID
+	c.pending[m.ID] = answer
+	c.mu.Unlock()
+	if err := wire.Send(m); err != nil {
+		c.giveUp(m.ID, answer)
+		if errors.Is(err, ErrFrame) {
+			return err
+		}
+		return unavailable(errLost)
+	}
+	select {
+	case r, ok := <-answer:
+		if !ok {
+			return unavailable(errLost)
+		}
+		return unpack(r, reply)
+	case <-ctx.Done():
+		c.giveUp(m.ID, answer)
+		return context.Cause(ctx)
+	}
+}
+
+// giveUp forgets a request; its reply may have come already.
+func (c *Client) giveUp(id uint64, answer chan *Message) {
+	c.mu.Lock()
+	delete(c.pending, id)
+	c.mu.Unlock()
+	select {
+	case r, ok := <-answer:
+		if ok {
+			r.Discard()
+		}
+	default:
+	}
+}
+
+func unpack(r *Message, reply any) error {
+	if r.Error != nil {
+		r.Discard()
+		return r.Error.Unpack()
+	}
+	if m, ok := reply.(*Message); ok {
+		*m = *r
+		return nil
+	}
+	r.Discard()
+	if reply == nil {
+		return nil
+	}
+	return Decode(r.Body, reply)
+}
+
+// dial connects to the warden, or starts one.
+func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
+	addr := &net.UnixAddr{Name: c.opts.Socket, Net: "unix"}
+	sock, err := net.DialUnix("unix", nil, addr)
+	if err == nil || c.isLeaving() {
+		return sock, err
+	}
+	if err := launch(ctx, c.opts); err != nil {
+		return nil, err
+	}
+	return net.DialUnix("unix", nil, addr)
+}
+
+func (c *Client) isLeaving() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaving
+}
+
+// Shutdown ends an idle warden. One that still has containers refuses. Afterwards the client can only be closed.
+func (c *Client) Shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	c.leaving = true
+	c.mu.Unlock()
+	err := c.call(ctx, MethodShutdown, Target{}, nil, nil)
+	if err == nil || errors.Is(err, errLost) {
+		os.Remove(c.opts.Socket)
+		return nil
+	}
+	c.mu.Lock()
+	c.leaving = false
+	c.mu.Unlock()
+	return fmt.Errorf("shut down the warden: %w", err)
+}
