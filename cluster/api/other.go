@@ -1,0 +1,190 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"runtime"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/apiserver/pkg/endpoints/request"
+)
+
+// Version is the Kubernetes version whose API this is. Clients compare theirs with it.
+const Version = "v1.37.2"
+
+func versionInfo() version.Info {
+	return version.Info{
+		Major: "1", Minor: "37", EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
+		GitVersion: Version + "+slipway", GitCommit: "", GitTreeState: "clean",
+		GoVersion: runtime.Version(), Compiler: runtime.Compiler, Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
+}
+
+type keyDocs struct{ config, jwks []byte }
+
+// serveOther answers every path that names no resource.
+func (s *Server) serveOther(w http.ResponseWriter, req *http.Request) {
+	if req.Method != http.MethodGet && req.Method != http.MethodHead {
+		s.failPlain(w, req, apierrors.NewMethodNotSupported(metav1.Unversioned.WithResource("").GroupResource(), strings.ToLower(req.Method)))
+		return
+	}
+	path := req.URL.Path
+	switch {
+	case path == "/":
+		writeJSON(w, map[string][]string{"paths": s.paths()})
+	case path == "/version" || path == "/version/":
+		writeJSON(w, versionInfo())
+	case path == "/api" || path == "/apis" || strings.HasPrefix(path, "/api/") || strings.HasPrefix(path, "/apis/"):
+		if !s.discovery.serve(w, req) {
+			s.failPlain(w, req, errNoRoute())
+		}
+	case strings.HasPrefix(path, "/openapi/"):
+		s.openapi.ServeHTTP(w, req)
+	case path == "/healthz" || path == "/livez" || path == "/readyz":
+		s.health(w, path)
+	case strings.HasPrefix(path, "/healthz/"), strings.HasPrefix(path, "/livez/"), strings.HasPrefix(path, "/readyz/"):
+		s.healthCheck(w, req, path)
+	case path == "/metrics":
+		s.metrics(w)
+	case path == "/.well-known/openid-configuration":
+		writeBytes(w, "application/json", s.keys.config)
+	case path == "/openid/v1/jwks":
+		writeBytes(w, "application/jwk-set+json", s.keys.jwks)
+	default:
+		s.failPlain(w, req, errNoRoute())
+	}
+}
+
+func (s *Server) failPlain(w http.ResponseWriter, req *http.Request, err error) {
+	c := &call{s: s, w: &recorder{ResponseWriter: w}, req: req}
+	c.fail(err)
+}
+
+func (s *Server) paths() []string {
+	paths := []string{
+		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics",
+		"/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+	}
+	for gv := range s.discovery.resources {
+		if gv.Group != "" {
+			paths = append(paths, "/apis/"+gv.Group, "/apis/"+gv.String())
+		}
+	}
+	sort.Strings(paths)
+	return paths
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	body, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	writeBytes(w, "application/json", body)
+}
+
+func writeBytes(w http.ResponseWriter, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	w.Write(body)
+}
+
+// health: alive is answering at all; ready is having what every cluster has.
+func (s *Server) health(w http.ResponseWriter, path string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if path != "/livez" && !s.isReady() {
+		w.WriteHeader(http.StatusInternalServerError)
+		fmt.Fprintf(w, "[+]ping ok\n[-]bootstrap failed: the cluster's own objects are being made\n%s check failed\n", strings.Trim(path, "/"))
+		return
+	}
+	fmt.Fprint(w, "ok")
+}
+
+func (s *Server) healthCheck(w http.ResponseWriter, req *http.Request, path string) {
+	check := path[strings.LastIndexByte(path, '/')+1:]
+	switch {
+	case check == "ping", check == "bootstrap" && s.isReady():
+		fmt.Fprint(w, "ok")
+	case check == "bootstrap":
+		http.Error(w, "the cluster's own objects are being made", http.StatusInternalServerError)
+	default:
+		s.failPlain(w, req, errNoRoute())
+	}
+}
+
+// gauge counts requests for /metrics, by upstream's names.
+type gauge struct {
+	mu    sync.Mutex
+	count map[gaugeKey]*gaugeValue
+}
+
+type gaugeKey struct {
+	verb, group, resource, subresource string
+	code                               int
+}
+
+type gaugeValue struct {
+	n   int64
+	sum time.Duration
+}
+
+// maxSeries bounds the memory that clients can take by asking for nonsense.
+const maxSeries = 4096
+
+func (g *gauge) observe(i *request.RequestInfo, code int, took time.Duration) {
+	if i == nil {
+		return
+	}
+	k := gaugeKey{verb: i.Verb, code: code}
+	if i.IsResourceRequest {
+		k.group, k.resource, k.subresource = i.APIGroup, i.Resource, i.Subresource
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	v, ok := g.count[k]
+	if !ok {
+		if g.count == nil {
+			g.count = map[gaugeKey]*gaugeValue{}
+		}
+		if len(g.count) >= maxSeries {
+			return
+		}
+		v = &gaugeValue{}
+		g.count[k] = v
+	}
+	v.n++
+	v.sum += took
+}
+
+func (s *Server) metrics(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	var lines []string
+	s.gauge.mu.Lock()
+	for k, v := range s.gauge.count {
+		labels := fmt.Sprintf("{verb=%q,group=%q,resource=%q,subresource=%q,code=\"%d\"}", strings.ToUpper(k.verb), k.group, k.resource, k.subresource, k.code)
+		lines = append(lines,
+			fmt.Sprintf("apiserver_request_total%s %d\n", labels, v.n),
+			fmt.Sprintf("apiserver_request_duration_seconds_count%s %d\n", labels, v.n),
+			fmt.Sprintf("apiserver_request_duration_seconds_sum%s %g\n", labels, v.sum.Seconds()))
+	}
+	s.gauge.mu.Unlock()
+	for gvr, r := range s.resources {
+		if r.kind != nil && r.gvk == r.kind.GVK {
+			lines = append(lines, fmt.Sprintf("apiserver_resource_objects{group=%q,resource=%q} %d\n", gvr.Group, gvr.Resource, s.objects.Snapshot(r.kind.Resource).Len()))
+		}
+	}
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	lines = append(lines, fmt.Sprintf("go_goroutines %d\n", runtime.NumGoroutine()), fmt.Sprintf("go_memstats_heap_alloc_bytes %d\n", mem.HeapAlloc))
+	sort.Strings(lines)
+	for _, l := range lines {
+		fmt.Fprint(w, l)
+	}
+}
