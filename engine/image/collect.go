@@ -97,6 +97,9 @@ func (c *collector) collect(ctx context.Context) error {
 	if err := s.layers.forgetCollected(ctx, s.snaps); err != nil {
 		return err
 	}
+	if err := s.forgetCompressed(); err != nil {
+		return err
+	}
 	used := map[digest.Digest]bool{}
 	for _, r := range s.names.snapshot() {
 		used[r.Target.Digest] = true

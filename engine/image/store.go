@@ -91,6 +91,7 @@ type Store struct {
 	names   nameIndex
 	layers  layerIndex
 	parsed  imageCache
+	repos   *Repositories
 	collect *collector
 	users   atomic.Pointer[func() []User]
 }
@@ -139,10 +140,12 @@ func newStore(o Options) *Store {
 	if o.Limits.ReserveMB == 0 {
 		o.Limits.ReserveMB = 256
 	}
-	return &Store{
+	s := &Store{
 		root: o.Root, log: o.Log, events: o.Events, cpu: o.CPU, limits: o.Limits, local: o.Registries,
 		remote: remoteOptions{insecure: o.Insecure, certsDir: o.CertsDir},
 	}
+	s.repos = &Repositories{store: s, members: map[string]*members{}, uploads: map[string]*Upload{}}
+	return s
 }
 
 func (s *Store) openDisk() (err error) {
@@ -200,6 +203,7 @@ func (s *Store) load(ctx context.Context) error {
 // Close waits for the collector and closes the databases. Nothing may use the store then.
 func (s *Store) Close() error {
 	s.collect.stop()
+	s.repos.closeUploads()
 	return s.closeDisk()
 }
 
