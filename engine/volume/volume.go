@@ -259,44 +259,60 @@ func (s *Store) List() []Volume {
 // Remove deletes a volume and its content. One that a container refers to is refused;
 // one that does not exist is an error unless force.
 func (s *Store) Remove(ctx context.Context, name string, force bool) error {
+	erase, err := s.Discard(name)
+	if force && errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	erase()
+	return nil
+}
+
+// Discard removes a volume and leaves it to the caller when its files are erased; the
+// next Open erases what a crash left.
+func (s *Store) Discard(name string) (erase func(), err error) {
 	s.mu.Lock()
 	v, err := s.lookupLocked(name)
 	s.mu.Unlock()
 	if err != nil {
-		if force {
-			return nil
-		}
-		return err
+		return nil, err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return s.remove(v)
+	trash, err := s.remove(v)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		if err := os.RemoveAll(trash); err != nil {
+			s.log.Warn("volume's files are not all deleted", "volume", name, "dir", trash, "error", err)
+		}
+	}, nil
 }
 
-func (s *Store) remove(v *volume) error {
+func (s *Store) remove(v *volume) (trash string, err error) {
 	name := v.meta.Name
-	trash := filepath.Join(s.dir, ".old-"+randomName()[:12])
+	trash = filepath.Join(s.dir, ".old-"+randomName()[:12])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v.removed {
-		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
+		return "", errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
 	}
 	if len(v.users) > 0 {
-		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(slices.Sorted(maps.Keys(v.users)), ", ")))
+		return "", errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(slices.Sorted(maps.Keys(v.users)), ", ")))
 	}
 	if err := unmountData(s.Path(name), v.meta); err != nil {
-		return fmt.Errorf("remove volume %q: %w", name, err)
+		return "", fmt.Errorf("remove volume %q: %w", name, err)
 	}
 	if err := os.Rename(filepath.Join(s.dir, name), trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove volume %q: %w", name, err)
+		return "", fmt.Errorf("remove volume %q: %w", name, err)
 	}
 	delete(s.volumes, name)
 	v.removed = true
 	s.publish(v.meta, "destroy", nil)
-	if err := os.RemoveAll(trash); err != nil { // the next Open tries again
-		s.log.Warn("volume's files are not all deleted", "volume", name, "dir", trash, "error", err)
-	}
-	return nil
+	return trash, nil
 }
 
 // Prune removes volumes of docker that nothing uses and that keep selects; it reports

@@ -1,0 +1,193 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// userMounts makes the mounts that the container asked for possible and describes them.
+func (m *Manager) userMounts(ctx context.Context, c *instance) ([]specs.Mount, error) {
+	var out []specs.Mount
+	for _, mt := range c.spec().Mounts {
+		sm, err := m.userMount(ctx, c, &mt)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", mt.Target, err)
+		}
+		out = append(out, sm)
+	}
+	return out, nil
+}
+
+func (m *Manager) userMount(ctx context.Context, c *instance, mt *Mount) (specs.Mount, error) {
+	switch mt.Type {
+	case MountTmpfs:
+		return tmpfsMount(mt), nil
+	case MountImage:
+		return m.imageMount(ctx, mt)
+	case MountVolume:
+		dir, err := m.Volumes.Mount(ctx, mt.Source, c.id)
+		if err != nil {
+			return specs.Mount{}, err
+		}
+		if mt.Subpath != "" {
+			if dir, err = subpath(dir, mt.Subpath); err != nil {
+				return specs.Mount{}, err
+			}
+		}
+		return m.bindMount(mt, dir), nil
+	}
+	if err := bindSource(mt); err != nil {
+		return specs.Mount{}, err
+	}
+	return m.bindMount(mt, mt.Source), nil
+}
+
+func bindSource(mt *Mount) error {
+	_, err := os.Stat(mt.Source)
+	if errors.Is(err, os.ErrNotExist) && mt.CreateSource {
+		return os.MkdirAll(mt.Source, 0o755)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return errdefs.ErrInvalidArgument.WithMessage("bind source path does not exist: " + mt.Source)
+	}
+	return err
+}
+
+// subpath resolves a path inside a volume; whatever symbolic links a container left
+// there, the result is inside.
+func subpath(dir, sub string) (string, error) {
+	p, err := securejoin.SecureJoin(dir, sub)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(p); err != nil {
+		return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("cannot access path %s: %v", p, err))
+	}
+	return p, nil
+}
+
+func (m *Manager) bindMount(mt *Mount, source string) specs.Mount {
+	opts := []string{"rbind"}
+	if mt.NonRecursive {
+		opts[0] = "bind"
+	}
+	propagation := mt.Propagation
+	if propagation == "" {
+		propagation = "rprivate"
+	}
+	opts = append(opts, propagation)
+	if mt.ReadOnly {
+		opts = append(opts, "ro")
+		if mt.RecursiveReadOnly && m.host.Recursive && !mt.NonRecursive {
+			opts = append(opts, "rro")
+		}
+	}
+	for _, o := range mt.Options {
+		if oneOf(o, "noexec", "nosuid", "nodev", "noatime", "relatime", "nodiratime", "exec", "suid", "dev", "strictatime") {
+			opts = append(opts, o)
+		}
+	}
+	return specs.Mount{Destination: filepath.Clean(mt.Target), Type: "bind", Source: source, Options: opts}
+}
+
+func tmpfsMount(mt *Mount) specs.Mount {
+	opts := []string{"noexec", "nosuid", "nodev"}
+	for _, o := range mt.Options {
+		negated := "no" + o
+		opts = slices.DeleteFunc(opts, func(have string) bool { return have == o || have == negated })
+		if !oneOf(o, "exec", "suid", "dev") {
+			opts = append(opts, o)
+		}
+	}
+	if mt.ReadOnly {
+		opts = append(opts, "ro")
+	}
+	if mt.TmpfsSize > 0 {
+		opts = append(opts, fmt.Sprintf("size=%d", mt.TmpfsSize))
+	}
+	if mt.TmpfsMode != 0 {
+		opts = append(opts, fmt.Sprintf("mode=%o", mt.TmpfsMode))
+	}
+	return specs.Mount{Destination: filepath.Clean(mt.Target), Type: "tmpfs", Source: "tmpfs", Options: opts}
+}
+
+func (m *Manager) imageMount(ctx context.Context, mt *Mount) (specs.Mount, error) {
+	img, err := m.Images.Get(ctx, mt.Source)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	chain, err := m.Images.Rootfs(ctx, img)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	dirs := layers(chain.Lower).directory("/" + mt.Subpath)
+	if len(dirs) == 0 {
+		return specs.Mount{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("image %s has no directory %q", mt.Source, "/"+mt.Subpath))
+	}
+	out := specs.Mount{Destination: filepath.Clean(mt.Target)}
+	if len(dirs) == 1 {
+		out.Type, out.Source, out.Options = "bind", dirs[0], []string{"rbind", "ro", "rprivate"}
+		return out, nil
+	}
+	out.Type, out.Source = "overlay", "overlay"
+	out.Options = append([]string{"lowerdir=" + strings.Join(dirs, ":"), "ro"}, overlayOptions...)
+	return out, nil
+}
+
+// unmountVolumes gives back what userMounts took from the volume store.
+func (m *Manager) unmountVolumes(c *instance) {
+	for _, mt := range c.spec().Mounts {
+		if mt.Type != MountVolume {
+			continue
+		}
+		if err := m.Volumes.Unmount(mt.Source, c.id); err != nil {
+			m.Log.Warn("volume stays mounted", "volume", mt.Source, "container", c.id, "error", err)
+		}
+	}
+}
+
+// userDevices describes the host devices that the container asked for, and the cgroup
+// rules that allow them.
+func userDevices(spec *Spec) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
+	var devices []specs.LinuxDevice
+	var rules []specs.LinuxDeviceCgroup
+	for _, d := range spec.Devices {
+		target, access := d.Target, d.Permissions
+		if target == "" {
+			target = d.Source
+		}
+		if access == "" {
+			access = "rwm"
+		}
+		source, err := filepath.EvalSymlinks(d.Source)
+		if err != nil {
+			return nil, nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("error gathering device information while adding custom device %q: no such file or directory", d.Source))
+		}
+		found := devicesUnder(source, target, access)
+		if len(found) == 0 {
+			return nil, nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("error gathering device information while adding custom device %q: not a device node", d.Source))
+		}
+		for _, f := range found {
+			major, minor := f.Major, f.Minor
+			rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: f.Type, Major: &major, Minor: &minor, Access: access})
+		}
+		devices = append(devices, found...)
+	}
+	for _, text := range spec.DeviceRules {
+		r, err := parseDeviceRule(text)
+		if err != nil {
+			return nil, nil, err
+		}
+		rules = append(rules, r)
+	}
+	return devices, rules, nil
+}
