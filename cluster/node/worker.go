@@ -1,0 +1,282 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"slipway.dev/slipway/cluster/store"
+	"slipway.dev/slipway/engine/container"
+	"slipway.dev/slipway/engine/image"
+)
+
+// retryFirst and retryMost bound the wait before what failed (a pull, a volume, a sandbox) is tried again.
+const (
+	retryFirst = time.Second
+	retryMost  = 5 * time.Minute
+)
+
+// worker brings one pod from what it is to what it should be, one step at a time. All fields below
+// mu's are its goroutine's own.
+type worker struct {
+	agent *Agent
+	uid   types.UID
+	wake  chan struct{} // holds at most one: several reasons to look are one look
+
+	mu        sync.Mutex
+	pod       *corev1.Pod           // guarded by mu; the latest version
+	gone      bool                  // guarded by mu; the object is no more
+	stale     bool                  // guarded by mu; volumes have to be brought up to date
+	interrupt context.CancelFunc    // guarded by mu; ends a preparation that is no longer wanted
+	stopping  map[string]*stopState // guarded by mu; by engine container id
+
+	began    time.Time
+	sandbox  *sandbox
+	paths    map[string]string // volume name to host path
+	refresh  time.Time         // when volumes must be made again
+	images   map[string]image.Image
+	waiting  map[string]waiting
+	probers  map[string]*prober // by container name
+	messages map[string]string  // termination messages by engine container id
+	retryAt  time.Time
+	retry    time.Duration
+	ended    bool // sandbox and volumes of the finished pod are given back
+}
+
+func newWorker(a *Agent, pod *corev1.Pod) *worker {
+	return &worker{
+		agent: a, uid: pod.UID, pod: pod, wake: make(chan struct{}, 1), began: time.Now(),
+		stopping: map[string]*stopState{}, images: map[string]image.Image{}, waiting: map[string]waiting{},
+		probers: map[string]*prober{}, messages: map[string]string{},
+	}
+}
+
+func (w *worker) nudge() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// update takes the pod's newest version. A deletion interrupts whatever is being prepared.
+func (w *worker) update(pod *corev1.Pod, gone bool) {
+	w.mu.Lock()
+	w.pod, w.gone = pod, w.gone || gone
+	if (gone || pod.DeletionTimestamp != nil) && w.interrupt != nil {
+		w.interrupt()
+	}
+	w.mu.Unlock()
+	w.nudge()
+}
+
+func (w *worker) latest() *corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pod
+}
+
+func (w *worker) refreshVolumes() {
+	w.mu.Lock()
+	w.stale = true
+	w.mu.Unlock()
+	w.nudge()
+}
+
+// run steps until the pod is gone or ctx ends; in the second case its containers go on.
+func (w *worker) run(ctx context.Context) {
+	defer func() {
+		for _, p := range w.probers {
+			p.stop()
+		}
+	}()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		at, done := w.step(ctx)
+		if done || ctx.Err() != nil {
+			return
+		}
+		if at.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(time.Until(at), 0))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// step does what can be done now. at is when to look again without an event; zero: never.
+func (w *worker) step(ctx context.Context) (at time.Time, done bool) {
+	w.mu.Lock()
+	pod, gone := w.pod, w.gone
+	w.mu.Unlock()
+	switch {
+	case gone:
+		return w.destroy(ctx)
+	case pod.DeletionTimestamp != nil:
+		return w.terminate(ctx, pod), false
+	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
+		return w.finish(ctx, pod), false
+	}
+	return w.advance(ctx, pod), false
+}
+
+// advance prepares the pod's place, starts and restarts containers, and reports.
+func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (at time.Time) {
+	if wait := w.prepare(ctx, pod); !wait.IsZero() {
+		w.report(ctx, pod, decision{})
+		return wait
+	}
+	v := w.observe(pod)
+	d := decide(pod, v, time.Now())
+	for name, reason := range d.kill {
+		w.stopContainer(ctx, pod, v[name].current, w.killGrace(pod, name), reason)
+	}
+	w.backOffs(pod, v)
+	for _, name := range d.start {
+		if err := w.launch(ctx, pod, name, v[name]); err != nil {
+			d.wake(w.delay())
+			break
+		}
+	}
+	if len(d.start) > 0 {
+		v = w.observe(pod)
+		if next := decide(pod, v, time.Now()); len(next.start) == 0 {
+			d.over, d.failed = next.over, next.failed
+		}
+	}
+	w.probe(ctx, pod, v)
+	if d.over {
+		return w.finishNow(ctx, pod, d)
+	}
+	w.report(ctx, pod, d)
+	if !w.refresh.IsZero() {
+		d.wake(w.refresh)
+	}
+	return d.wakeAt
+}
+
+// delay is when to try again after a failure; each is twice as far as the one before.
+func (w *worker) delay() time.Time {
+	w.retry = min(max(2*w.retry, retryFirst), retryMost)
+	w.retryAt = time.Now().Add(w.retry)
+	return w.retryAt
+}
+
+// observe reads the pod's containers from the engine.
+func (w *worker) observe(pod *corev1.Pod) view {
+	infos, err := w.agent.Containers.List(container.Filter{
+		Owner: container.OwnerNode, All: true, Label: []string{labelPodUID + "=" + string(w.uid)}})
+	if err != nil {
+		w.agent.Log.Error("list a pod's containers", "pod", store.KeyOf(pod), "error", err)
+		return view{}
+	}
+	epoch := ""
+	if w.sandbox != nil {
+		epoch = w.sandbox.epoch
+	}
+	v := newView(infos, epoch)
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			c := &list[i]
+			o, ok := v[c.Name]
+			if !ok {
+				continue
+			}
+			o.outdated = o.current.Spec.Labels[labelImage] != c.Image
+			if p := w.probers[c.Name]; p != nil && p.id == o.current.ID {
+				o.started, o.ready, o.failing = p.verdict()
+			} else {
+				o.started = c.StartupProbe == nil
+				o.ready = o.started && c.ReadinessProbe == nil
+			}
+			w.mu.Lock()
+			_, busy := w.stopping[o.current.ID]
+			w.mu.Unlock()
+			if busy {
+				o.failing, o.outdated, o.ready = "", false, false
+			}
+			v[c.Name] = o
+			w.readMessage(c, o.current)
+		}
+	}
+	return v
+}
+
+// probe starts the probes of containers that have come up and ends those of containers that are gone.
+func (w *worker) probe(ctx context.Context, pod *corev1.Pod, v view) {
+	for name, p := range w.probers {
+		if o := v[name]; o.current == nil || o.current.ID != p.id || !o.running() {
+			p.stop()
+			delete(w.probers, name)
+		}
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			c := &list[i]
+			o := v[c.Name]
+			if !o.running() || w.probers[c.Name] != nil || (c.StartupProbe == nil && c.ReadinessProbe == nil && c.LivenessProbe == nil) {
+				continue
+			}
+			p := &prober{
+				pod: pod, container: c, id: o.current.ID, addr: w.sandbox.addr.String(), exec: w.agent.Containers, changed: w.nudge,
+				unhealthy: func(kind, message string) {
+					w.agent.record.podEvent(pod, fieldPath(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", kind, message)
+				},
+			}
+			p.run(ctx, o.current.State.StartedAt)
+			w.probers[c.Name] = p
+			o.started, o.ready, o.failing = p.verdict()
+			v[c.Name] = o
+		}
+	}
+}
+
+// fieldPath names a container in events the way kubectl describe expects.
+func fieldPath(pod *corev1.Pod, name string) string {
+	for i := range pod.Spec.InitContainers {
+		if pod.Spec.InitContainers[i].Name == name {
+			return fmt.Sprintf("spec.initContainers{%s}", name)
+		}
+	}
+	return fmt.Sprintf("spec.containers{%s}", name)
+}
+
+// backOffs says why containers that exited are not running again yet.
+func (w *worker) backOffs(pod *corev1.Pod, v view) {
+	for name, o := range v {
+		if o.exited() && !o.stale && restarts(policyOf(pod, name), o.current.State.ExitCode) {
+			w.waiting[name] = waiting{"CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+				o.backOff, name, pod.Name, pod.Namespace, pod.UID)}
+		} else if w.waiting[name].reason == "CrashLoopBackOff" {
+			delete(w.waiting, name)
+		}
+	}
+}
+
+func policyOf(pod *corev1.Pod, name string) corev1.RestartPolicy {
+	if c := findContainer(pod, name); c != nil {
+		return restartPolicy(pod, c)
+	}
+	return pod.Spec.RestartPolicy
+}
+
+func findContainer(pod *corev1.Pod, name string) *corev1.Container {
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
