@@ -143,8 +143,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.tasks.Go(func() {
 		store.Follow(ctx, a.Reader, kinds.ConfigMaps, func(e store.Event) { a.contentChanged(e, usesConfigMap) })
 	})
-	a.tasks.Go(func() { store.Follow(ctx, a.Reader, kinds.Secrets, func(e store.Event) { a.contentChanged(e, usesSecret) }) })
-	a.tasks.Go(func() { store.Follow(ctx, a.Reader, kinds.PersistentVolumeClaims, func(e store.Event) { a.contentChanged(e, usesClaim) }) })
+	a.tasks.Go(func() {
+		store.Follow(ctx, a.Reader, kinds.Secrets, func(e store.Event) { a.contentChanged(e, usesSecret) })
+	})
+	a.tasks.Go(func() {
+		store.Follow(ctx, a.Reader, kinds.PersistentVolumeClaims, func(e store.Event) { a.contentChanged(e, usesClaim) })
+	})
 	return store.Follow(ctx, a.Reader, kinds.Pods, func(e store.Event) { a.podChanged(ctx, e) })
 }
 
