@@ -125,18 +125,40 @@ func (d *dnsSockets) keep(ctx context.Context, name string, udp *net.UDPConn, tc
 	if d.fds == nil {
 		return nil
 	}
-	for proto, sock := range map[string]interface{ File() (*os.File, error) }{"udp": udp, "tcp": tcp} {
-		f, err := sock.File()
-		if err != nil {
-			return fmt.Errorf("keep DNS socket %s: %w", name, err)
-		}
-		err = d.fds.Keep(ctx, dnsPrefix+name+"/"+proto, f)
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("keep DNS socket %s: %w", name, err)
-		}
+	if err := d.keepOne(ctx, dnsPrefix+name+"/udp", udp); err != nil {
+		return err
+	}
+	return d.keepOne(ctx, dnsPrefix+name+"/tcp", tcp)
+}
+
+type socket interface {
+	syscall.Conn
+	File() (*os.File, error)
+}
+
+func (d *dnsSockets) keepOne(ctx context.Context, name string, sock socket) error {
+	f, err := sock.File()
+	if err != nil {
+		return fmt.Errorf("keep DNS socket %s: %w", name, err)
+	}
+	err = errors.Join(d.fds.Keep(ctx, name, f), f.Close(), nonblocking(sock))
+	if err != nil {
+		return fmt.Errorf("keep DNS socket %s: %w", name, err)
 	}
 	return nil
+}
+
+// nonblocking repairs what os.File.Fd does on the way to the store: it makes the
+// socket blocking for everyone who shares it, and then no deadline and no Close ends
+// a read.
+func nonblocking(sock syscall.Conn) error {
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = syscall.SetNonblock(int(fd), true) })
+	return errors.Join(err, failed)
 }
 
 // drop takes a resolver's sockets out of the store.

@@ -184,7 +184,21 @@ func (m *Manager) connect(ctx context.Context, netns *os.File, s *segment, ep *E
 	if err := m.plug(netns, s, ep); err != nil {
 		return err
 	}
-	return m.apply(m.table.addPorts(publishedBy(ep)))
+	return m.translate(ep)
+}
+
+// translate makes the published ports of a connected endpoint work.
+func (m *Manager) translate(ep *Endpoint) error {
+	if len(ep.Ports) == 0 {
+		return nil
+	}
+	if err := m.links.hairpin(ep.HostIf); err != nil {
+		return err
+	}
+	ports := publishedBy(ep)
+	err := m.apply(m.table.addPorts(ports))
+	m.reap.flows(ports)
+	return err
 }
 
 // publishPorts reserves the host ports, if this is the network that carries them.
@@ -381,7 +395,7 @@ func (m *Manager) movePorts(ctx context.Context, containerID string) error {
 		if err := m.rec.put(kindEndpoint, ep.ID, m.snapshot(ep), false); err != nil {
 			return err
 		}
-		return m.apply(m.table.addPorts(publishedBy(ep)))
+		return m.translate(ep)
 	}
 	return nil
 }

@@ -190,18 +190,22 @@ func (l *links) create(v veth, netns *os.File) error {
 		return fmt.Errorf("create interface %s: %w", v.host, err)
 	}
 	if v.isolated {
-		return l.isolate(v.host)
+		return l.port(v.host, l.h.LinkSetIsolated)
 	}
 	return nil
 }
 
-func (l *links) isolate(port string) error {
-	link, err := l.h.LinkByName(port)
+// hairpin lets a container reach itself by a port it publishes, also where
+// br_netfilter translates the frame without it ever leaving the bridge.
+func (l *links) hairpin(port string) error { return l.port(port, l.h.LinkSetHairpin) }
+
+func (l *links) port(name string, set func(netlink.Link, bool) error) error {
+	link, err := l.h.LinkByName(name)
 	if err == nil {
-		err = l.h.LinkSetIsolated(link, true)
+		err = set(link, true)
 	}
 	if err != nil {
-		return fmt.Errorf("isolate bridge port %s: %w", port, err)
+		return fmt.Errorf("set up bridge port %s: %w", name, err)
 	}
 	return nil
 }

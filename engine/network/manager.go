@@ -35,7 +35,8 @@ type Manager struct {
 
 	// setup serialises what creates and removes networks: choosing a range and making
 	// its bridge must not interleave. It is taken before mu.
-	setup sync.Mutex
+	setup    sync.Mutex
+	restored bool // the packet table is there; setup covers it
 
 	mu        sync.RWMutex
 	networks  map[string]*segment

@@ -194,7 +194,7 @@ func (m *Manager) adopt(ctx context.Context, n Network, fresh bool) error {
 	m.mu.Lock()
 	m.networks[n.ID] = s
 	m.mu.Unlock()
-	if fresh && n.Driver == DriverBridge {
+	if fresh && m.restored && n.Driver == DriverBridge {
 		return m.apply(m.table.addNetwork(n))
 	}
 	return nil

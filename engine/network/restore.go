@@ -35,6 +35,7 @@ func (m *Manager) restore(ctx context.Context) error {
 		return err
 	}
 	m.sweep(existing)
+	m.restored = true
 	return m.table.rebuild(m.want())
 }
 

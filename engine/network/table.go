@@ -25,6 +25,7 @@ type packets struct {
 
 	masq      *nftables.Set // ranges whose packets leave with the host's address
 	same      *nftables.Set // (bridge, bridge): traffic within a network
+	home      *nftables.Set // (bridge, its addresses)
 	internal  *nftables.Set // bridges with no way out
 	portsAny  *nftables.Set // (protocol, port) -> container, on every address of the host
 	portsAddr *nftables.Set // (address, protocol, port) -> container
@@ -49,6 +50,7 @@ func newPackets(conn *nft.Conn, instance string) *packets {
 	target := nft.Concat(nft.Addr, nft.Service)
 	p.masq = &nftables.Set{Table: t, Name: "masquerade", KeyType: nft.Addr, Interval: true}
 	p.same = &nftables.Set{Table: t, Name: "same", KeyType: nft.Concat(nft.IfName, nft.IfName)}
+	p.home = &nftables.Set{Table: t, Name: "home", KeyType: nft.Concat(nft.IfName, nft.Addr), Interval: true}
 	p.internal = &nftables.Set{Table: t, Name: "internal", KeyType: nft.IfName}
 	p.portsAny = &nftables.Set{Table: t, Name: "ports_any", IsMap: true, KeyType: nft.Concat(nft.Proto, nft.Service), DataType: target}
 	p.portsAddr = &nftables.Set{Table: t, Name: "ports_addr", IsMap: true, KeyType: nft.Concat(nft.Addr, nft.Proto, nft.Service), DataType: target}
@@ -59,16 +61,15 @@ func newPackets(conn *nft.Conn, instance string) *packets {
 func (p *packets) rebuild(want rangesAndPorts) error {
 	err := p.conn.Do(func(b *nft.Batch) {
 		t := b.NewTable(p.name)
-		masq := nft.Range(want.pods)
-		var same, internal []nftables.SetElement
+		all := elements{masq: nft.Range(want.pods)}
 		for _, n := range want.networks {
-			s, i, m := networkElements(n)
-			same, internal, masq = append(same, s...), append(internal, i...), append(masq, m...)
+			all = all.and(networkElements(n))
 		}
 		anyAddr, oneAddr := portElements(want.ports)
-		b.Set(p.masq, masq)
-		b.Set(p.same, same)
-		b.Set(p.internal, internal)
+		b.Set(p.masq, all.masq)
+		b.Set(p.same, all.same)
+		b.Set(p.home, all.home)
+		b.Set(p.internal, all.internal)
 		b.Set(p.portsAny, anyAddr)
 		b.Set(p.portsAddr, oneAddr)
 		p.chains(b, t)
@@ -98,8 +99,9 @@ func (p *packets) chains(b *nft.Batch, t *nftables.Table) {
 	b.Chain(t, "postrouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: 99},
 		nft.If(nft.OIf(p.all), nft.Saddr(loopback), nft.Masquerade()),
 		// A container that calls a published port of its own network: the answer
-		// would go straight to the caller, untranslated.
-		nft.If(nft.In(p.same, nft.KeyIIf(), nft.KeyOIf()), nft.DNATed(), nft.Masquerade()),
+		// would go straight to the caller, untranslated. (The input interface is not
+		// known here when br_netfilter translates a bridged frame.)
+		nft.If(nft.DNATed(), nft.In(p.home, nft.KeyOIf(), nft.KeySaddr()), nft.Masquerade()),
 		nft.If(nft.In(p.masq, nft.KeySaddr()), nft.OIfNot(p.all), nft.Masquerade()),
 	)
 	b.Chain(t, "ours", nil,
@@ -117,20 +119,31 @@ func (p *packets) chains(b *nft.Batch, t *nftables.Table) {
 	)
 }
 
-// networkElements are what a network has in the sets "same", "internal" and "masquerade".
-func networkElements(n Network) (same, internal, masq []nftables.SetElement) {
+// elements are what networks have in the sets.
+type elements struct{ same, home, internal, masq []nftables.SetElement }
+
+func (e elements) and(o elements) elements {
+	return elements{slices.Concat(e.same, o.same), slices.Concat(e.home, o.home), slices.Concat(e.internal, o.internal), slices.Concat(e.masq, o.masq)}
+}
+
+func networkElements(n Network) elements {
+	var e elements
 	if n.Driver != DriverBridge {
-		return nil, nil, nil
+		return e
 	}
 	name := nft.IfNameBytes(n.Bridge)
-	same = []nftables.SetElement{{Key: slices.Concat(name, name)}}
-	if n.Internal {
-		return same, []nftables.SetElement{{Key: name}}, nil
+	e.same = []nftables.SetElement{{Key: slices.Concat(name, name)}}
+	e.home = []nftables.SetElement{{
+		Key:    slices.Concat(name, nft.AddrBytes(n.Subnet.Addr())),
+		KeyEnd: slices.Concat(name, nft.AddrBytes(lastOf(n.Subnet))),
+	}}
+	switch {
+	case n.Internal:
+		e.internal = []nftables.SetElement{{Key: name}}
+	case n.Options[OptionMasquerade] != "false":
+		e.masq = nft.Range(n.Subnet)
 	}
-	if n.Options[OptionMasquerade] != "false" {
-		masq = nft.Range(n.Subnet)
-	}
-	return same, nil, masq
+	return e
 }
 
 func portElements(ports []published) (anyAddr, oneAddr []nftables.SetElement) {
@@ -154,19 +167,21 @@ func everyAddress(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() 
 
 func (p *packets) addNetwork(n Network) error {
 	return p.conn.Do(func(b *nft.Batch) {
-		same, internal, masq := networkElements(n)
-		b.Add(p.same, same)
-		b.Add(p.internal, internal)
-		b.Add(p.masq, masq)
+		e := networkElements(n)
+		b.Add(p.same, e.same)
+		b.Add(p.home, e.home)
+		b.Add(p.internal, e.internal)
+		b.Add(p.masq, e.masq)
 	})
 }
 
 func (p *packets) removeNetwork(n Network) error {
 	return p.conn.Do(func(b *nft.Batch) {
-		same, internal, masq := networkElements(n)
-		b.Delete(p.same, same)
-		b.Delete(p.internal, internal)
-		b.Delete(p.masq, masq)
+		e := networkElements(n)
+		b.Delete(p.same, e.same)
+		b.Delete(p.home, e.home)
+		b.Delete(p.internal, e.internal)
+		b.Delete(p.masq, e.masq)
 	})
 }
 

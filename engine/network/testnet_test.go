@@ -158,7 +158,7 @@ func newMachine(t testing.TB) *machine {
 // traces is everything on the machine that this package could leave behind.
 func (m *machine) traces() []string {
 	var all []string
-	for _, cmd := range []string{"ip -br link", "ip route show table all type unicast", "ip route show type unreachable", "nft list tables", "ip neigh show nud permanent"} {
+	for _, cmd := range []string{"ip -br link | awk '{print $1}'", "ip route show table all type unicast", "ip route show type unreachable", "nft list tables", "ip neigh show nud permanent"} {
 		for line := range strings.Lines(sh(m.t, cmd)) {
 			if f := strings.Fields(line); len(f) > 0 && !strings.HasPrefix(f[0], "fe80") {
 				all = append(all, strings.Join(f[:min(3, len(f))], " "))
