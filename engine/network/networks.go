@@ -79,6 +79,9 @@ func (m *Manager) create(ctx context.Context, spec Spec) (Network, error) {
 	if _, err := mtu(n); err != nil {
 		return n, err
 	}
+	if name := n.Options[OptionBridgeName]; name != "" {
+		return n, invalid("option %s=%q is not supported: Slipway names its bridges itself (inspect shows the name)", OptionBridgeName, name)
+	}
 	unlock, err := lockRanges()
 	if err != nil {
 		return n, err
@@ -194,10 +197,11 @@ func (m *Manager) adopt(ctx context.Context, n Network, fresh bool) error {
 	m.mu.Lock()
 	m.networks[n.ID] = s
 	m.mu.Unlock()
-	if fresh && m.restored && n.Driver == DriverBridge {
-		return m.apply(m.table.addNetwork(n))
+	if !m.restored || n.Driver != DriverBridge {
+		return nil // restore does the rest for all networks at once
 	}
-	return nil
+	s.resolver.serve()
+	return m.apply(m.table.addNetwork(n))
 }
 
 func (m *Manager) startBridge(ctx context.Context, s *segment, fresh bool) error {
@@ -219,7 +223,7 @@ func (m *Manager) startBridge(ctx context.Context, s *segment, fresh bool) error
 		}
 		return err
 	}
-	if s.resolver, err = m.startResolver(ctx, s); err != nil && fresh {
+	if s.resolver, err = m.openResolver(ctx, s); err != nil && fresh {
 		err = errors.Join(err, m.links.remove(s.Bridge))
 	}
 	return err

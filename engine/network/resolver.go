@@ -21,25 +21,38 @@ type resolver struct {
 	m    *Manager
 	seg  *segment
 	addr netip.AddrPort
-	stop func()
+	udp  net.PacketConn
+	tcp  net.Listener
+	stop func() // nil until serve
 }
 
-// startResolver brings up the resolver of a network on its gateway.
-func (m *Manager) startResolver(ctx context.Context, s *segment) (*resolver, error) {
+// openResolver makes the resolver of a network, on its gateway, without answering yet.
+func (m *Manager) openResolver(ctx context.Context, s *segment) (*resolver, error) {
 	udp, tcp, err := m.dnsSocks.open(ctx, s.ID, s.Gateway, s.DNSPort)
 	if err != nil {
 		return nil, fmt.Errorf("open resolver of network %s: %w", s.Name, err)
 	}
 	addr := udp.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.DNSPort = addr.Port()
-	r := &resolver{m: m, seg: s, addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}
-	r.stop = serveDNS(udp, tcp, r, func(err error) {
-		m.log.Error("resolver stopped", "network", s.Name, "error", err)
-	})
-	return r, nil
+	return &resolver{m: m, seg: s, addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), udp: udp, tcp: tcp}, nil
 }
 
-func (r *resolver) close() { r.stop() }
+// serve starts to answer: when all containers are known, or those that queried while
+// no daemon ran would be refused as strangers.
+func (r *resolver) serve() {
+	r.stop = serveDNS(r.udp, r.tcp, r, func(err error) {
+		r.m.log.Error("resolver stopped", "network", r.seg.Name, "error", err)
+	})
+}
+
+func (r *resolver) close() {
+	if r.stop == nil {
+		r.udp.Close()
+		r.tcp.Close()
+		return
+	}
+	r.stop()
+}
 
 // serveDNS answers on both sockets until the returned function is called, which
 // closes them and waits.

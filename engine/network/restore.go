@@ -36,7 +36,15 @@ func (m *Manager) restore(ctx context.Context) error {
 	}
 	m.sweep(existing)
 	m.restored = true
-	return m.table.rebuild(m.want())
+	if err := m.table.rebuild(m.want()); err != nil {
+		return err
+	}
+	for _, s := range m.networks {
+		if s.resolver != nil {
+			s.resolver.serve()
+		}
+	}
+	return nil
 }
 
 func (m *Manager) restoreNetworks(ctx context.Context) error {

@@ -210,6 +210,14 @@ func sh(t testing.TB, script string) string {
 
 func newNetNS(t testing.TB) *os.File {
 	t.Helper()
+	f := rawNetNS(t)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// rawNetNS is newNetNS for who closes it himself.
+func rawNetNS(t testing.TB) *os.File {
+	t.Helper()
 	type result struct {
 		f   *os.File
 		err error
@@ -226,7 +234,6 @@ func newNetNS(t testing.TB) *os.File {
 	}()
 	r := <-made
 	check(t, r.err)
-	t.Cleanup(func() { r.f.Close() })
 	return r.f
 }
 
