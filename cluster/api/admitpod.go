@@ -87,6 +87,11 @@ func (p serviceAccounts) account(ctx context.Context, namespace, name string) (*
 	}
 }
 
+// account is the service account of that name.
+func (s *Server) account(namespace, name string) (*corev1.ServiceAccount, bool) {
+	return store.Get[*corev1.ServiceAccount](s.objects, kinds.ServiceAccounts, namespace, name)
+}
+
 func automount(sa *corev1.ServiceAccount, pod *core.Pod) bool {
 	switch {
 	case pod.Spec.AutomountServiceAccountToken != nil:
@@ -194,10 +199,11 @@ func (p priorities) class(a admission.Attributes, name string) (*schedulingv1.Pr
 // priorityClasses allows one default class.
 type priorityClasses struct{ objects store.Reader }
 
+func (p priorityClasses) concerns(a admission.Attributes) bool {
+	return a.GetSubresource() == "" && a.GetResource().Group == scheduling.GroupName && a.GetOperation() != admission.Delete
+}
+
 func (p priorityClasses) validate(_ context.Context, a admission.Attributes) error {
-	if a.GetSubresource() != "" || a.GetResource().Group != scheduling.GroupName || a.GetOperation() == admission.Delete {
-		return nil
-	}
 	pc, ok := a.GetObject().(*scheduling.PriorityClass)
 	if !ok || !pc.GlobalDefault {
 		return nil

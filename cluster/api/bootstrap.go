@@ -119,6 +119,11 @@ func policyObjects() []store.Object {
 	}
 	bindings := append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...)
 	for i := range bindings {
+		if bindings[i].Name == "system:node" {
+			// Upstream leaves this binding empty because its node authorizer decides. Here the
+			// agents of a cluster's own nodes are trusted with what a node's role allows.
+			bindings[i].Subjects = []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:nodes"}}
+		}
 		out = append(out, &bindings[i])
 	}
 	for _, list := range bootstrappolicy.NamespaceRoles() {

@@ -45,3 +45,6 @@ func toStored(obj runtime.Object, gvk schema.GroupVersionKind) (store.Object, er
 func toInternal(obj runtime.Object, group string) (runtime.Object, error) {
 	return scheme.ConvertToVersion(obj, schema.GroupVersion{Group: group, Version: runtime.APIVersionInternal})
 }
+
+// Default fills in an object's defaults, for objects that an older release has stored.
+func Default(o store.Object) { scheme.Default(o) }

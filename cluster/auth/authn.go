@@ -176,6 +176,14 @@ func (a *Authenticator) remember(key [sha256.Size]byte, r *authenticator.Respons
 	}
 }
 
+// Forget makes the next request of everybody be judged anew: after a token's account or a
+// certificate has been withdrawn, when ten seconds are too long.
+func (a *Authenticator) Forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.known)
+}
+
 // Anonymous is who sends a request that says nothing about its sender.
 func Anonymous() user.Info {
 	return &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
