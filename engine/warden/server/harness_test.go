@@ -80,6 +80,9 @@ func makeRoot(t testing.TB, busybox, root string) {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(root, "bin/busybox"), b, 0o755)
 	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(root, "etc/plain"), nil, 0o644)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

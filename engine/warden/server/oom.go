@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -117,23 +118,34 @@ func (w *oomWatcher) watchV1(c *container, dir string) (end func(), err error) {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "eventfd")
+	stop := make(chan struct{})
 	w.tasks.Go(func() {
 		var count [8]byte
 		for {
 			if _, err := f.Read(count[:]); err != nil {
 				return
 			}
-			c.checkOOM()
+			// The kernel tells before it kills, and counts after: look again for a moment. Further notices wait in the eventfd.
+			for wait := time.Millisecond; !c.checkOOM() && wait < time.Second; wait *= 2 {
+				select {
+				case <-time.After(wait):
+				case <-stop:
+					return
+				}
+			}
 		}
 	})
-	return func() { f.Close() }, nil
+	return func() {
+		close(stop)
+		f.Close()
+	}, nil
 }
 
-// checkOOM reports kills that were not reported yet.
-func (c *container) checkOOM() {
+// checkOOM reports kills that were not reported yet, and tells whether there were any.
+func (c *container) checkOOM() bool {
 	kills, err := c.oomKills()
 	if err != nil || kills <= c.oomSeen.Swap(kills) {
-		return
+		return false
 	}
 	c.mu.Lock()
 	p := c.first
@@ -141,6 +153,7 @@ func (c *container) checkOOM() {
 	if p != nil && p.alive() {
 		c.srv.publish(warden.Event{Type: warden.EventOOM, ProcessState: p.snapshot()})
 	}
+	return true
 }
 
 func firstError(errs ...error) error {

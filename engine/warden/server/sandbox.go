@@ -261,9 +261,8 @@ func (sb *sandbox) startInit() error {
 	sb.initPid = cmd.Process.Pid
 	sb.init = file(pidfd, "pidfd")
 	cmd.Process.Release() // close waits, by pidfd
-	if err := os.WriteFile("/proc/"+strconv.Itoa(sb.initPid)+"/oom_score_adj", []byte("-998"), 0); err != nil {
-		return err
-	}
+	// A wish: without it the kernel may take the pod's init when memory is short.
+	os.WriteFile("/proc/"+strconv.Itoa(sb.initPid)+"/oom_score_adj", []byte("-998"), 0)
 	f, err := os.Open("/proc/" + strconv.Itoa(sb.initPid) + "/ns/pid")
 	if err != nil {
 		return err
