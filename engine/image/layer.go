@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/util/overlay"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
@@ -246,6 +248,9 @@ func likeRoot(upper, lower string) error {
 
 // Mounts mounts the draft on its parent, writable.
 func (d *LayerDraft) Mounts() []mount.Mount {
+	// A volatile mount leaves this mark, and no later one would be allowed: after a crash
+	// of the machine the files may be incomplete. But then the draft is gone as well.
+	_ = os.RemoveAll(d.Work + "/work/incompat")
 	opts := append([]string{"lowerdir=" + strings.Join(d.Lower, ":"), "upperdir=" + d.Upper, "workdir=" + d.Work}, overlayOptions...)
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: opts}}
 }
@@ -259,6 +264,29 @@ func (d *LayerDraft) Discard() {
 		d.store.log.Warn("draft of a layer stays until the next start", "dir", d.dir, "err", err)
 	}
 	d.dir = ""
+}
+
+// CopyLayer makes a layer on parent out of an overlay upper directory that somebody goes on
+// writing to, such as a container's: its files are copied as they are now.
+func (s *Store) CopyLayer(ctx context.Context, parent digest.Digest, upper string) (Layer, error) {
+	d, err := s.NewLayer(ctx, parent)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer d.Discard()
+	pr, pw := io.Pipe()
+	written := make(chan error, 1)
+	go func() {
+		err := overlay.WriteUpperdir(ctx, pw, upper, d.lowerMounts())
+		pw.CloseWithError(err)
+		written <- err
+	}()
+	u, err := s.unpack(ctx, pr, nil)
+	pr.CloseWithError(err) // the writer must not wait for a reader that gave up
+	if err := errors.Join(err, <-written); err != nil {
+		return Layer{}, fmt.Errorf("copy layer from %s: %w", upper, err)
+	}
+	return u.adopt(s.scope(ctx), parent)
 }
 
 // adopt turns the draft into the committed chain that diffID makes of it. headers is the
