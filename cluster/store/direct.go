@@ -101,6 +101,7 @@ func (d direct) UpdateStatus(ctx context.Context, obj Object) (Object, error) {
 		status.Set(statusOf(next))
 		reflect.ValueOf(next).Elem().Set(reflect.ValueOf(cur).Elem())
 		statusOf(next).Set(status)
+		next.SetAnnotations(obj.GetAnnotations())
 	})
 }
 

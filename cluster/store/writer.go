@@ -30,7 +30,8 @@ type Writer interface {
 	Create(ctx context.Context, obj Object) (Object, error)
 	// Update replaces all but the status. A resourceVersion in obj makes it conditional.
 	Update(ctx context.Context, obj Object) (Object, error)
-	// UpdateStatus replaces the status alone.
+	// UpdateStatus replaces the status, and the annotations where the kind's strategy allows
+	// it: the deployment controller writes both at once.
 	UpdateStatus(ctx context.Context, obj Object) (Object, error)
 	// Finalize is the namespaces/finalize subresource: it replaces spec.finalizers.
 	Finalize(ctx context.Context, ns *corev1.Namespace) (*corev1.Namespace, error)
