@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -228,7 +229,7 @@ func describe(p, rel string) string {
 	uid, gid := owner(st)
 	s := path.Join("/", rel) + " " + st.Mode().String()
 	if uid != 0 || gid != 0 {
-		s += " " + uid0(uid, gid)
+		s += " " + fmt.Sprintf("%d:%d", uid, gid)
 	}
 	switch {
 	case st.Mode()&os.ModeSymlink != 0:
@@ -236,6 +237,9 @@ func describe(p, rel string) string {
 		s += " -> " + target
 	case st.Mode().IsRegular():
 		data, _ := os.ReadFile(p)
+		if len(data) > 1000 {
+			data = []byte(fmt.Sprintf("(%d bytes)", len(data)))
+		}
 		s += " " + strings.TrimSpace(string(data))
 	}
 	return s

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
+	fscopy "github.com/tonistiigi/fsutil/copy"
 
 	"slipway.dev/slipway/engine/build/snapshot"
 )
@@ -42,6 +44,7 @@ type Process struct {
 	Network      pb.NetMode
 	Insecure     bool
 	CgroupParent string
+	Resources    *pb.LinuxResources
 	Ulimits      []*pb.Ulimit
 	ReadonlyRoot bool
 	Root         []mount.Mount // how to mount the root file system
@@ -55,13 +58,18 @@ type Process struct {
 
 // Mount is one mount of a process.
 type Mount struct {
-	Dest     string
-	Source   string // directory or file on this machine; empty: a tmpfs
-	Content  []byte // when not nil: a file with this content, never on disk
-	Mode     uint32 // of Content
-	UID, GID uint32
-	Size     int64 // of a tmpfs, 0 for the default
-	Readonly bool
+	Dest string
+	// Lower are directories to be stacked, topmost first, or one directory or file that is
+	// mounted as it is. None of these, Bind and Content: a tmpfs.
+	Lower []string
+	// Upper and Work, when set, take what is written.
+	Upper, Work string
+	Bind        string // a directory or file mounted writable as it is
+	Content     []byte // when not nil: a file with this content, never on disk
+	Mode        uint32 // of Content
+	UID, GID    uint32
+	Size        int64 // of a tmpfs, 0 for the default
+	Readonly    bool
 }
 
 // CacheMount is a directory behind RUN --mount=type=cache.
@@ -98,6 +106,8 @@ type Exec struct {
 	inputs   int
 	o        Options
 	builder  solver.Builder
+	// resources limit the program; they change how fast it is, not what it makes.
+	resources *pb.LinuxResources
 }
 
 var _ solver.Op = (*Exec)(nil)
@@ -302,7 +312,7 @@ func (r *execRun) prepare() (Process, error) {
 		Name: r.e.name, Args: op.Meta.Args, Env: slices.Clone(op.Meta.Env), Cwd: op.Meta.Cwd, User: op.Meta.User,
 		Hostname: op.Meta.Hostname, ExtraHosts: op.Meta.ExtraHosts, Network: op.Network,
 		Insecure: op.Security == pb.SecurityMode_INSECURE, CgroupParent: op.Meta.CgroupParent, Ulimits: op.Meta.Ulimit,
-		RemoveStubs: op.Meta.RemoveMountStubsRecursive,
+		RemoveStubs: op.Meta.RemoveMountStubsRecursive, Resources: r.e.resources,
 	}
 	if p.Insecure {
 		return p, errors.New("RUN --security=insecure is not allowed by this daemon")
@@ -417,35 +427,67 @@ func (r *execRun) root(p *Process, m *pb.Mount) error {
 // bind mounts an input: as it is, or writable with the writes thrown away or kept.
 func (r *execRun) bind(mnt *Mount, m *pb.Mount) error {
 	snap := r.input(m)
-	keep := m.Output != int64(pb.SkipOutput)
-	var dir string
-	var err error
-	switch {
-	case m.Readonly && snap != nil:
-		var release func()
-		if dir, release, err = r.e.o.Store.Open(r.ctx, snap); err == nil {
-			r.release = append(r.release, release)
-		}
-		if keep {
-			r.outputs = append(r.outputs, output{snap: snap})
-		}
-	case keep:
-		var draft *snapshot.Draft
-		if draft, err = r.e.o.Store.NewDraft(r.ctx, snap); err == nil {
-			r.outputs = append(r.outputs, output{draft: draft})
-			dir, err = draft.Dir()
-		}
-	default:
-		var release func()
-		if dir, release, err = r.e.o.Store.Writable(r.ctx, snap); err == nil {
-			r.release = append(r.release, release)
+	if m.Output != int64(pb.SkipOutput) {
+		return r.bindOutput(mnt, m, snap)
+	}
+	var file bool
+	if snap != nil {
+		var err error
+		if mnt.Lower, file, err = r.e.o.Store.Parts(r.ctx, snap, m.Selector); err != nil {
+			return r.absent(snap, m.Selector, err)
 		}
 	}
+	if m.Readonly && snap != nil {
+		return nil
+	}
+	scratch, discard, err := r.e.o.Store.NewScratch(r.ctx)
 	if err != nil {
 		return err
 	}
-	mnt.Source, err = within(dir, m.Selector)
-	return err
+	r.release = append(r.release, discard)
+	switch {
+	case snap == nil:
+		mnt.Bind = scratch.Upper
+	case file:
+		mnt.Bind = filepath.Join(scratch.Upper, "file")
+		err := fscopy.Copy(r.ctx, filepath.Dir(mnt.Lower[0]), filepath.Base(mnt.Lower[0]), scratch.Upper, "file")
+		mnt.Lower = nil
+		return err
+	default:
+		mnt.Upper, mnt.Work = scratch.Upper, scratch.Work
+	}
+	return nil
+}
+
+func (r *execRun) absent(snap *snapshot.Snapshot, selected string, err error) error {
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	where := "the source of the mount"
+	if snap.View != nil {
+		where = "the build context"
+	}
+	return &NotFoundError{Path: selected, Where: where}
+}
+
+// bindOutput mounts an input whose state afterwards is a result.
+func (r *execRun) bindOutput(mnt *Mount, m *pb.Mount, snap *snapshot.Snapshot) error {
+	if m.Readonly && snap != nil {
+		r.outputs = append(r.outputs, output{snap: snap})
+		var err error
+		mnt.Lower, _, err = r.e.o.Store.Parts(r.ctx, snap, m.Selector)
+		return err
+	}
+	if m.Selector != "" && m.Selector != "/" {
+		return errors.New("a part of a file system cannot be written and kept")
+	}
+	draft, err := r.e.o.Store.NewDraft(r.ctx, snap)
+	if err != nil {
+		return err
+	}
+	r.outputs = append(r.outputs, output{draft: draft})
+	mnt.Lower, mnt.Upper, mnt.Work = draft.Overlay()
+	return nil
 }
 
 func (r *execRun) cache(mnt *Mount, m *pb.Mount) error {
@@ -480,7 +522,7 @@ func (r *execRun) cache(mnt *Mount, m *pb.Mount) error {
 		return err
 	}
 	r.release = append(r.release, release)
-	mnt.Source = dir
+	mnt.Bind = dir
 	if m.Output != int64(pb.SkipOutput) && snap != nil {
 		r.outputs = append(r.outputs, output{snap: snap})
 	}

@@ -114,11 +114,21 @@ func options(md *pb.OpMetadata) solver.VertexOptions {
 		return solver.VertexOptions{}
 	}
 	o := solver.VertexOptions{IgnoreCache: md.IgnoreCache, Description: md.Description, ProgressGroup: md.ProgressGroup}
+	if md.LinuxResources != nil {
+		o.Metadata = limits{md.LinuxResources}
+	}
 	if md.ExportCache != nil {
 		o.ExportCache = &md.ExportCache.Value
 	}
 	return o
 }
+
+// limits travel with a vertex without being part of it.
+type limits struct{ *pb.LinuxResources }
+
+// Merge implements solver.VertexMetadata: of two builds that share a vertex, the one that
+// came first decides.
+func (l limits) Merge(solver.VertexMetadata) solver.VertexMetadata { return l }
 
 // platform normalises the operation's platform, which is part of cache keys.
 func platform(op *pb.Op) {

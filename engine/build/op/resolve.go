@@ -60,10 +60,17 @@ func Resolver(o Options) solver.ResolveOpFunc {
 		case *pb.Op_File:
 			return &File{op: t.File, name: v.Name(), inputs: inputs, store: o.Store, slots: o.Slots, now: o.Now}, nil
 		case *pb.Op_Exec:
-			return &Exec{op: t.Exec, platform: op.Platform, name: v.Name(), inputs: inputs, o: o, builder: b}, nil
+			return &Exec{op: t.Exec, platform: op.Platform, name: v.Name(), inputs: inputs, o: o, builder: b, resources: limitsOf(v)}, nil
 		}
 		return nil, fmt.Errorf("operation %T is not supported", op.Op)
 	}
+}
+
+func limitsOf(v solver.Vertex) *pb.LinuxResources {
+	if l, ok := v.Options().Metadata.(limits); ok {
+		return l.LinuxResources
+	}
+	return nil
 }
 
 // sourceDigest is the cache key of a source, as BuildKit's llbsolver/ops/source.go

@@ -127,32 +127,19 @@ func chainKey(id digest.Digest) string { return "chain " + id.String() }
 // Select lists the files of a view.
 func (s *Store) Select(v buildcontext.View) (*buildcontext.Index, error) { return s.contexts.Select(v) }
 
-// Writable gives a snapshot as a directory whose changes are thrown away on release.
-func (s *Store) Writable(ctx context.Context, snap *Snapshot) (dir string, release func(), err error) {
-	if snap == nil || snap.View == nil {
-		d, err := s.NewDraft(ctx, snap)
-		if err != nil {
-			return "", nil, err
-		}
-		dir, err := d.Dir()
-		if err != nil {
-			d.Discard()
-			return "", nil, err
-		}
-		return dir, d.Discard, nil
-	}
-	lower, err := s.contexts.Dir(ctx, *snap.View)
+// Scratch is a writable layer that is thrown away.
+type Scratch struct{ Upper, Work string }
+
+// NewScratch makes the two directories of an overlay; discard removes them.
+func (s *Store) NewScratch(ctx context.Context) (Scratch, func(), error) {
+	l, err := s.images.NewLayer(s.scope(ctx), "")
 	if err != nil {
-		return "", nil, err
+		return Scratch{}, nil, err
 	}
-	d, err := s.NewDraft(ctx, nil)
-	if err != nil {
-		return "", nil, err
-	}
-	d.layer.Lower = []string{lower}
-	if dir, err = d.Dir(); err != nil {
-		d.Discard()
-		return "", nil, err
-	}
-	return dir, d.Discard, nil
+	return Scratch{Upper: l.Upper, Work: l.Work}, l.Discard, nil
+}
+
+// Overlay says of which directories the draft's mount consists.
+func (d *Draft) Overlay() (lower []string, upper, work string) {
+	return d.layer.Lower, d.layer.Upper, d.layer.Work
 }
