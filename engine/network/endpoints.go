@@ -172,7 +172,7 @@ func (m *Manager) connect(ctx context.Context, netns *os.File, s *segment, ep *E
 	if netns == nil {
 		return errors.New("the container has no network namespace of its own")
 	}
-	if err := m.rec.put(kindCursor, s.ID, ep.Addr.Addr(), false); err != nil {
+	if err := m.saveCursor(s.ID, s.alloc, false); err != nil {
 		return err
 	}
 	if err := m.publishPorts(ctx, s, ep); err != nil {
@@ -199,6 +199,18 @@ func (m *Manager) translate(ep *Endpoint) error {
 	err := m.apply(m.table.addPorts(ports))
 	m.reap.flows(ports)
 	return err
+}
+
+// saveCursor remembers where an allocator goes on after a restart: seldom, and ahead of
+// where it is, so that most containers cost no write.
+func (m *Manager) saveCursor(name string, a *allocator, exact bool) error {
+	m.mu.Lock()
+	at, due := a.mark(exact)
+	m.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return m.rec.put(kindCursor, name, at, false)
 }
 
 // publishPorts reserves the host ports, if this is the network that carries them.
@@ -263,15 +275,16 @@ func (m *Manager) plug(netns *os.File, s *segment, ep *Endpoint) error {
 	if err != nil || m.dnsEndpoint(ep.ContainerID) != ep {
 		return err
 	}
-	return m.pointDNS(netns, s)
+	return m.pointDNS(netns, s, false)
 }
 
-func (m *Manager) pointDNS(netns *os.File, s *segment) error {
+func (m *Manager) pointDNS(netns *os.File, s *segment, again bool) error {
 	conn, err := nft.Dial(int(netns.Fd()))
 	if err != nil {
 		return err
 	}
-	return translateDNS(conn, s.resolver.addr)
+	defer conn.Close()
+	return translateDNS(conn, s.resolver.addr, again)
 }
 
 // mineSorted lists a container's endpoints on bridges in order of attachment.
@@ -371,7 +384,7 @@ func (m *Manager) repoint(ctx context.Context, netns *os.File, containerID strin
 	}
 	if ep := m.dnsEndpoint(containerID); ep != nil {
 		if s, err := m.find(ep.NetworkID); err == nil {
-			if err := m.pointDNS(netns, s); err != nil {
+			if err := m.pointDNS(netns, s, true); err != nil {
 				return err
 			}
 		}

@@ -117,6 +117,7 @@ func (m *Manager) Close() error {
 		return nil
 	}
 	m.closed = true
+	var errs []error
 	var resolvers []*resolver
 	for _, s := range m.networks {
 		if s.resolver != nil {
@@ -140,10 +141,29 @@ func (m *Manager) Close() error {
 		m.up.close()
 	}
 	m.ports.close()
+	if m.restored {
+		errs = append(errs, m.saveCursors())
+	}
+	if m.nft != nil {
+		errs = append(errs, m.nft.Close())
+	}
 	if m.links != nil {
 		m.links.close()
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+func (m *Manager) saveCursors() error {
+	if _, err := os.Stat(m.opts.Dir); err != nil {
+		return nil // torn down
+	}
+	errs := []error{m.saveCursor(podCursor, m.podPool, true)}
+	for _, s := range m.segments() {
+		if s.alloc != nil {
+			errs = append(errs, m.saveCursor(s.ID, s.alloc, true))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Teardown removes everything of this instance from the machine, and the records of

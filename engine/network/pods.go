@@ -23,6 +23,8 @@ const dnsOffset = 10
 // neighbour entry leads to the host's side of the veth.
 var podGateway = netip.MustParseAddr("169.254.1.1")
 
+const podCursor = "pods"
+
 func (m *Manager) nodeBridge() string { return "sw" + m.opts.Instance + "-node" }
 
 // PodRange is where this machine's pods have their addresses.
@@ -126,7 +128,7 @@ func (m *Manager) reservePod(id string) (p podRecord, fresh bool, err error) {
 }
 
 func (m *Manager) plugPod(netns *os.File, p podRecord) error {
-	if err := errors.Join(m.rec.put(kindCursor, "pods", p.Addr, false), m.rec.put(kindPod, p.ID, p, false)); err != nil {
+	if err := errors.Join(m.saveCursor(podCursor, m.podPool, false), m.rec.put(kindPod, p.ID, p, false)); err != nil {
 		return err
 	}
 	hostMAC, podMAC := net.HardwareAddr{0x02, 0x53, 0x57, 0, 0, 1}, macFor(p.Addr)

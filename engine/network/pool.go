@@ -13,6 +13,7 @@ import (
 type allocator struct {
 	first, last uint32 // usable, inclusive
 	next        uint32
+	marked      uint32 // how many more may be taken before next has to be remembered again
 	used        map[netip.Addr]bool
 }
 
@@ -68,11 +69,31 @@ func (a *allocator) claim(addr netip.Addr) bool {
 
 func (a *allocator) release(addr netip.Addr) { delete(a.used, addr) }
 
-// resume continues after addr.
+// resume continues at addr.
 func (a *allocator) resume(addr netip.Addr) {
-	if n := number(addr); n >= a.first && n < a.last {
-		a.next = n + 1
+	if n := number(addr); n >= a.first && n <= a.last {
+		a.next = n
 	}
+}
+
+const markStep = 16
+
+// mark says where to resume after a restart, and whether that has to be written down
+// now: once every few addresses, and then that many ahead.
+func (a *allocator) mark(exact bool) (at netip.Addr, due bool) {
+	if exact {
+		return address(a.next), true
+	}
+	if a.marked > 0 {
+		a.marked--
+		return at, false
+	}
+	a.marked = markStep - 1
+	ahead := uint64(a.next) + markStep
+	if ahead > uint64(a.last) {
+		ahead = uint64(a.first) + min(ahead-uint64(a.last), uint64(a.last-a.first))
+	}
+	return address(uint32(ahead)), true
 }
 
 // freeSubnet finds the first range of the pools that touches none of taken.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,8 +12,7 @@ import (
 )
 
 // records is the directory of what must be known after a restart: one JSON file
-// per network and endpoint, written beside and renamed, so that a reader never
-// sees half of one.
+// per network, endpoint and pod.
 type records struct{ dir string }
 
 const (
@@ -61,19 +61,22 @@ func (r records) put(kind, id string, v any, durable bool) error {
 }
 
 func writeFile(path string, b []byte, durable bool) error {
+	if !durable {
+		return os.WriteFile(path, b, 0o600) // a process that dies in between leaves it empty, see load
+	}
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	if err == nil && durable {
+	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil || !durable {
+	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
@@ -112,6 +115,9 @@ func load[T any](r records, kind string) (map[string]T, error) {
 			continue
 		}
 		v, err := loadOne[T](r, kind, id)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			continue // an endpoint that was just being made
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -126,6 +132,9 @@ func loadOne[T any](r records, kind, id string) (T, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return v, err
+	}
+	if len(b) == 0 {
+		return v, fmt.Errorf("record %s is empty: %w", path, io.ErrUnexpectedEOF)
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("record %s is damaged: %w; restore it from a backup or remove the file", path, err)

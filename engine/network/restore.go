@@ -156,7 +156,7 @@ func (m *Manager) startNode() error {
 	}
 	m.podPool = newAllocator(m.node.Pods, m.node.Pods)
 	m.nodeAddr, _ = m.podPool.take()
-	if last, err := loadOne[netip.Addr](m.rec, kindCursor, "pods"); err == nil {
+	if last, err := loadOne[netip.Addr](m.rec, kindCursor, podCursor); err == nil {
 		m.podPool.resume(last)
 	}
 	return m.links.ensureNode(m.nodeBridge(), m.nodeAddr, m.DNSAddr(), m.node)

@@ -213,10 +213,15 @@ const guestTable = "slipway"
 // translateDNS makes 127.0.0.11:53 lead to the resolver, inside the namespace that
 // conn talks to. A socket there instead would keep the container from running a DNS
 // server of its own.
-func translateDNS(conn *nft.Conn, resolver netip.AddrPort) error {
+// again says that the table exists.
+func translateDNS(conn *nft.Conn, resolver netip.AddrPort, again bool) error {
 	stub := nft.Daddr(netip.MustParsePrefix("127.0.0.11/32"))
 	err := conn.Do(func(b *nft.Batch) {
-		t := b.NewTable(guestTable)
+		start := b.FreshTable
+		if again {
+			start = b.NewTable
+		}
+		t := start(guestTable)
 		b.Chain(t, "output", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: -100},
 			nft.If(stub, nft.L4(unix.IPPROTO_UDP), nft.Dport(53), nft.DNAT(resolver)),
 			nft.If(stub, nft.L4(unix.IPPROTO_TCP), nft.Dport(53), nft.DNAT(resolver)),

@@ -42,20 +42,37 @@ func Concat(types ...nftables.SetDatatype) nftables.SetDatatype {
 type Conn struct {
 	mu     sync.Mutex // held over a whole transaction: the library buffers messages per connection
 	c      *nftables.Conn
+	netns  int
 	nextID uint32
 }
 
-// Dial connects to the namespace of netnsFD, or to the current one when it is 0.
+// Dial connects to the namespace of netnsFD, or to the current one when it is 0. The
+// descriptor has to stay open as long as the Conn.
 func Dial(netnsFD int) (*Conn, error) {
-	opts := []nftables.ConnOption{nftables.WithSockOptions(bigBuffers)}
-	if netnsFD > 0 {
-		opts = append(opts, nftables.WithNetNSFd(netnsFD))
+	c := &Conn{netns: netnsFD, nextID: 1}
+	return c, c.redial()
+}
+
+// redial opens one socket for all transactions. A socket per transaction would be
+// slow: closing one makes the kernel finish its deferred clean-up first (5-20 ms).
+func (c *Conn) redial() error {
+	opts := []nftables.ConnOption{nftables.WithSockOptions(bigBuffers), nftables.AsLasting()}
+	if c.netns > 0 {
+		opts = append(opts, nftables.WithNetNSFd(c.netns))
 	}
-	c, err := nftables.New(opts...)
+	conn, err := nftables.New(opts...)
 	if err != nil {
-		return nil, fmt.Errorf("open nftables netlink socket: %w", err)
+		return fmt.Errorf("open nftables netlink socket: %w", err)
 	}
-	return &Conn{c: c, nextID: 1}, nil
+	c.c = conn
+	return nil
+}
+
+// Close closes the socket.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.c.CloseLasting()
 }
 
 // One acknowledgement comes back per message of a batch: with default buffers a
@@ -92,12 +109,15 @@ func (c *Conn) Do(build func(*Batch)) error {
 	defer c.mu.Unlock()
 	b := &Batch{c: c}
 	build(b)
-	if b.err != nil {
-		// The library has no way to forget buffered messages: replace the connection.
-		c.c = &nftables.Conn{NetNS: c.c.NetNS}
-		return b.err
+	err := b.err
+	if err == nil {
+		err = c.c.Flush()
 	}
-	return c.c.Flush()
+	if err == nil {
+		return nil
+	}
+	// Messages may still be buffered, and answers unread: start afresh.
+	return errors.Join(err, c.c.CloseLasting(), c.redial())
 }
 
 // DropTable removes an IPv4 table; one that is not there is no error.
@@ -121,6 +141,12 @@ func (b *Batch) NewTable(name string) *nftables.Table {
 	b.c.c.AddTable(t)
 	b.c.c.DelTable(t)
 	return b.c.c.AddTable(t)
+}
+
+// FreshTable starts an IPv4 table where there is none. Cheaper than NewTable, which makes
+// the kernel wait until nobody uses the old one.
+func (b *Batch) FreshTable(name string) *nftables.Table {
+	return b.c.c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyIPv4})
 }
 
 // Set declares a set with its elements.
