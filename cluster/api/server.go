@@ -21,6 +21,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/endpoints/request"
 
+	"slipway.dev/slipway/cluster/api/openapi"
 	"slipway.dev/slipway/cluster/auth"
 	"slipway.dev/slipway/cluster/store"
 )
@@ -174,10 +175,8 @@ func (s *Server) install(b *builder, groups map[schema.GroupVersion]group) error
 		}
 	}
 	var err error
-	if s.discovery, err = newDiscovery(byGroup); err != nil {
-		return err
-	}
-	s.openapi, err = newOpenAPI(groups)
+	s.discovery, err = newDiscovery(byGroup)
+	s.openapi = openapi.NewHandler()
 	return err
 }
 

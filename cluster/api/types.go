@@ -5,24 +5,41 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/applyconfigurations"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
+
+	"slipway.dev/slipway/cluster/api/openapi"
 )
 
-// lazyTypes is the schema that server-side apply and managed fields need, loaded by the first
+// lazyTypes are the types that server-side apply and managed fields need, loaded by the first
 // request that does.
 type lazyTypes struct {
-	load func() managedfields.TypeConverter
+	load func() (managedfields.TypeConverter, error)
 }
 
+var _ managedfields.TypeConverter = (*lazyTypes)(nil)
+
 func newTypes() *lazyTypes {
-	return &lazyTypes{load: sync.OnceValue(func() managedfields.TypeConverter { return applyconfigurations.NewTypeConverter(scheme) })}
+	return &lazyTypes{sync.OnceValues(func() (managedfields.TypeConverter, error) {
+		parser, err := openapi.Parser()
+		if err != nil {
+			return nil, err
+		}
+		return managedfields.NewSchemeTypeConverter(scheme, parser), nil
+	})}
 }
 
 func (l *lazyTypes) ObjectToTyped(o runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
-	return l.load().ObjectToTyped(o, opts...)
+	c, err := l.load()
+	if err != nil {
+		return nil, err
+	}
+	return c.ObjectToTyped(o, opts...)
 }
 
 func (l *lazyTypes) TypedToObject(v *typed.TypedValue) (runtime.Object, error) {
-	return l.load().TypedToObject(v)
+	c, err := l.load()
+	if err != nil {
+		return nil, err
+	}
+	return c.TypedToObject(v)
 }
