@@ -400,10 +400,11 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	if err == nil || c.isLeaving() {
 		return sock, err
 	}
-	if err := launch(ctx, c.opts); err != nil {
-		return nil, err
+	lerr := launch(ctx, c.opts)
+	if sock, err = net.DialUnix("unix", nil, addr); err == nil { // ours, or somebody else was quicker
+		return sock, nil
 	}
-	return net.DialUnix("unix", nil, addr)
+	return nil, errors.Join(lerr, err)
 }
 
 func (c *Client) isLeaving() bool {

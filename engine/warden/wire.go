@@ -144,7 +144,7 @@ func (c *Conn) readHeader(head []byte) (fds []int, err error) {
 				return fds, perr
 			}
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return fds, err
 		}
 		if flags&unix.MSG_CTRUNC != 0 {

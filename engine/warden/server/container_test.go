@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -338,4 +339,57 @@ func (h *house) state(id string) warden.ProcessState {
 	}
 	h.t.Fatalf("container %s is not in the list", id)
 	return warden.ProcessState{}
+}
+
+func TestCgroupOfAPod(t *testing.T) {
+	h := newHouse(t)
+	pod, limit := h.parent+"/pod1", int64(64<<20)
+	if err := h.client.SetCgroup(h.ctx, pod, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
+		t.Fatal(err)
+	}
+	st, _ := h.run("sleep 1000", func(s *warden.ContainerSpec) { s.Bundle.Linux.CgroupsPath = pod + "/" + s.ID })
+	if err := h.client.RemoveCgroup(h.ctx, pod); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("remove a cgroup with a container: %v; want FailedPrecondition", err)
+	}
+	h.delete(st.ContainerID)
+	paths, err := cgroupAt(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, _ := paths.memory()
+	b, err := os.ReadFile(filepath.Join(dir, "memory.limit_in_bytes"))
+	if errors.Is(err, os.ErrNotExist) {
+		b, err = os.ReadFile(filepath.Join(dir, "memory.max"))
+	}
+	if err != nil || strings.TrimSpace(string(b)) != fmt.Sprint(limit) {
+		t.Errorf("the pod's memory limit = %q, %v; want %d, after its container is gone", b, err, limit)
+	}
+	if err := h.client.RemoveCgroup(h.ctx, pod); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{"/", "relative", "/a/../b"} {
+		if err := h.client.RemoveCgroup(h.ctx, path); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("remove cgroup %q: %v; want InvalidArgument", path, err)
+		}
+	}
+}
+
+func TestSeccomp(t *testing.T) {
+	h := newHouse(t)
+	errno := uint(unix.EOWNERDEAD)
+	_, a, err := h.client.Start(h.ctx, h.spec("mkdir /tmp/x || echo refused", attached, func(s *warden.ContainerSpec) {
+		s.Bundle.Linux.Seccomp = &specs.LinuxSeccomp{
+			DefaultAction: specs.ActAllow,
+			Syscalls:      []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno, ErrnoRet: &errno}},
+		}
+	}))
+	if err != nil && strings.Contains(err.Error(), "seccomp") && strings.Contains(err.Error(), "not supported") {
+		t.Skip("this test was built without -tags seccomp (libseccomp-dev)")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, errs := output(t, a); out != "refused\n" {
+		t.Errorf("output = %q, %q; want refused", out, errs)
+	}
 }

@@ -56,6 +56,9 @@ func newHouse(t testing.TB) *house {
 			RootDir: filepath.Join(dir, "roots"), Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		},
 	}
+	if exe := os.Getenv("SLIPWAY_TEST_WARDEN"); exe != "" { // the real, static one
+		h.opts.Executable = exe
+	}
 	makeRoot(t, busybox, h.lower)
 	h.client = h.connect()
 	t.Cleanup(h.close)

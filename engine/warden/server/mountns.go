@@ -69,7 +69,7 @@ func mountOf(path string) (mountpoint string, shared bool, err error) {
 	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st); err != nil {
 		return "", false, os.NewSyscallError("statx", err)
 	}
-	table, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return "", false, err
 	}
@@ -87,7 +87,7 @@ func mountOf(path string) (mountpoint string, shared bool, err error) {
 		}
 		return unescape(string(f[4])), shared, nil
 	}
-	return "", false, fmt.Errorf("mount %s of %s is not in /proc/self/mountinfo", id, path)
+	return "", false, fmt.Errorf("mount %s of %s is not in the mount table", id, path)
 }
 
 // unescape undoes the octal escapes of mountinfo.

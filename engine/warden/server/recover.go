@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -84,8 +85,8 @@ func doRecover(c *conn, _ *warden.Message) (any, []int, error) {
 // recover takes up what the records and the inheritance say, and opens the door for requests. Nothing else runs yet.
 func (s *Server) recover() {
 	s.recoverFiles()
-	s.report(readRecords(s, filepath.Join(s.opts.StateDir, "sandboxes"), s.recoverSandbox))
 	s.report(readRecords(s, filepath.Join(s.opts.StateDir, "containers"), s.recoverContainer))
+	s.report(readRecords(s, filepath.Join(s.opts.StateDir, "sandboxes"), s.recoverSandbox))
 	s.mu.Lock()
 	left := s.adopted
 	s.adopted = nil
@@ -142,26 +143,53 @@ func (s *Server) recoverFiles() {
 	}
 }
 
-// recoverSandbox takes a sandbox back. Without descriptors its namespaces live only as long as its containers: it is gone.
+// recoverSandbox takes a sandbox back. When the daemon died, too, its namespaces live on in its containers only.
 func (s *Server) recoverSandbox(id string, r sandboxRecord) {
 	key := warden.Key{Kind: warden.HoldSandbox, ID: id}
-	in := s.claim(key)
-	if in == nil {
-		os.Remove(s.sandboxPath(id))
-		if r.InitPid > 0 {
-			s.log.Warn("a sandbox was lost together with the daemon; its init may be left", "sandbox", id, "pid", r.InitPid)
-		}
-		return
-	}
-	defer in.discard()
 	sb := &sandbox{key: key, spec: r.Spec, ns: map[string]*os.File{}, initPid: r.InitPid}
+	in := s.claim(key)
 	for _, role := range namespaceRoles {
 		if f := in.take(role); f != nil {
 			sb.ns[role] = f
 		}
 	}
 	sb.init = in.take(warden.RolePidfd)
+	if in != nil {
+		in.discard()
+	} else {
+		sb.find(s.all(), r.InitStart)
+	}
+	if len(sb.ns) == 0 {
+		s.log.Warn("a sandbox was lost together with the daemon", "sandbox", id)
+		os.Remove(s.sandboxPath(id))
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.sandboxes[id] = sb
+}
+
+// find looks for the sandbox's namespaces in what runs in it.
+func (sb *sandbox) find(all []*process, initStart uint64) {
+	if sb.initPid > 0 {
+		sb.init = findProcess(sb.initPid, initStart)
+	}
+	pid := 0
+	for _, p := range all {
+		if p.state.Sandbox == sb.key.ID && p.alive() {
+			pid = p.state.Pid
+		}
+	}
+	if pid == 0 {
+		return
+	}
+	for role, on := range map[string]bool{
+		warden.RoleNet: sb.spec.Net, warden.RoleIPC: sb.spec.IPC, warden.RoleUTS: sb.spec.UTS, warden.RolePID: sb.spec.SharePID && sb.init != nil,
+	} {
+		if f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + role); on && err == nil {
+			sb.ns[role] = f
+		}
+	}
 }
 
 // recoverContainer takes a container and its execs back.
@@ -173,7 +201,6 @@ func (s *Server) recoverContainer(id string, r record) {
 	if r.Container != nil {
 		c.rec = *r.Container
 	}
-	c.rec.Mounted = false // in the predecessor's mount namespace, which went with it
 	paths, err := cgroupAt(c.rec.Cgroup)
 	if err != nil {
 		s.log.Warn("a container's cgroup is not found", "container", id, "error", err)

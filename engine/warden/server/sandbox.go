@@ -33,6 +33,8 @@ type sandbox struct {
 type sandboxRecord struct {
 	Spec    warden.SandboxSpec `json:"spec"`
 	InitPid int                `json:"initPid,omitempty"`
+	// InitStart tells the init from a later process of the same number.
+	InitStart uint64 `json:"initStart,omitempty"`
 }
 
 // namespaceRoles names the role of each namespace that a sandbox can have.
@@ -87,7 +89,11 @@ func createSandbox(conn *conn, m *warden.Message) (any, []int, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("create sandbox %q: %w", spec.ID, err)
 	}
-	err = writeJSON(s.sandboxPath(spec.ID), sandboxRecord{Spec: spec, InitPid: sb.initPid})
+	rec := sandboxRecord{Spec: spec, InitPid: sb.initPid}
+	if st, err := readStat(sb.initPid); err == nil && sb.initPid > 0 {
+		rec.InitStart = st.startTime
+	}
+	err = writeJSON(s.sandboxPath(spec.ID), rec)
 	if err == nil {
 		err = s.enter(sb)
 	}

@@ -34,6 +34,7 @@ func (p *process) pump(stream byte, f *os.File) {
 		return
 	}
 	var carry []byte // the beginning of a character whose rest the next read brings
+	left := pipeSize // of what the process itself can have left behind; more is of a child that goes on
 	for {
 		packet, n, err := p.read(raw, f)
 		if n > 0 {
@@ -43,7 +44,10 @@ func (p *process) pump(stream byte, f *os.File) {
 		if packet != nil {
 			packets.Put(packet)
 		}
-		if err != nil {
+		if p.draining.Load() {
+			left -= n
+		}
+		if err != nil || left < 0 {
 			p.log.write(streamName(stream), carry, time.Now(), nil)
 			return
 		}
