@@ -4,14 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	buildtypes "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/registry"
 
 	"slipway.dev/slipway/engine/build"
+	buildprogress "slipway.dev/slipway/engine/build/progress"
 )
 
 // Builder is what this package needs of engine/build.
@@ -29,15 +32,36 @@ func (s *Server) build(w *reply, r *request) error {
 		return err
 	}
 	out := newProgress(w)
-	classic := newClassicBuild(out, r.flag("q"))
+	var text io.Writer = out.lines()
+	if r.flag("q") {
+		text = io.Discard
+	}
+	classic := buildprogress.NewClassic(text)
 	result, err := s.builder.Build(r.Context(), req, classic)
 	if err != nil {
+		_ = classic.Fail() // the client went away, or sees the error that follows
+		if errdefs.IsInvalidArgument(err) {
+			return out.finish(err)
+		}
 		out.begin()
-		w.started = true // errors of a build are in the stream, even the first thing in it
-		return out.finish(err)
+		return out.fail(err)
 	}
-	classic.done(result, req.Tags)
-	return nil
+	out.aux(buildtypes.Result{ID: result.ImageID.String()})
+	if r.flag("q") {
+		out.line("%s\n", result.ImageID)
+		return nil
+	}
+	for _, warning := range result.Warnings {
+		out.line("[Warning] %s\n", warningLine(warning))
+	}
+	return classic.Finish(result.ImageID, req.Tags)
+}
+
+func warningLine(w build.Warning) string {
+	if w.Line == 0 {
+		return w.Message
+	}
+	return fmt.Sprintf("line %d: %s", w.Line, w.Message)
 }
 
 func buildRequest(r *request) (build.Request, error) {

@@ -66,6 +66,11 @@ func (p *progress) finish(err error) error {
 	if !p.began {
 		return err
 	}
+	return p.fail(err)
+}
+
+// fail sends an error in the stream, even as its first object: a build that failed is a request that worked.
+func (p *progress) fail(err error) error {
 	p.object(map[string]any{
 		"errorDetail": jsonstream.Error{Message: err.Error()},
 		"error":       err.Error(),
