@@ -32,8 +32,9 @@ type Progress interface {
 	// Dockerfile is called at most once, before any step of the build runs.
 	Dockerfile(content []byte, target string)
 	// Status is called with every change. Vertices are the steps, named as BuildKit names
-	// them; lines tell which line of the Dockerfile a vertex comes from.
-	Status(status *client.SolveStatus, lines map[string]int)
+	// them; lines tell on which lines of the Dockerfile the instructions begin that a vertex
+	// does the work of.
+	Status(status *client.SolveStatus, lines map[string][]int)
 }
 
 // Build runs one build. On failure nothing has a new name.
@@ -305,5 +306,5 @@ func (g *gateway) report(s *client.SolveStatus) {
 
 type silent struct{}
 
-func (silent) Dockerfile([]byte, string)                  {}
-func (silent) Status(*client.SolveStatus, map[string]int) {}
+func (silent) Dockerfile([]byte, string)                    {}
+func (silent) Status(*client.SolveStatus, map[string][]int) {}

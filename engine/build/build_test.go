@@ -139,7 +139,7 @@ type steps struct {
 
 func (s *steps) Dockerfile([]byte, string) {}
 
-func (s *steps) Status(st *client.SolveStatus, _ map[string]int) {
+func (s *steps) Status(st *client.SolveStatus, _ map[string][]int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byName == nil {

@@ -45,7 +45,7 @@ type findings struct {
 	mu       sync.Mutex // guards all below
 	warnings []Warning
 	images   map[string]resolved
-	lines    map[string]int // vertex to line of the Dockerfile; replaced, never changed
+	lines    map[string][]int // vertex to lines of the Dockerfile; replaced, never changed
 }
 
 type resolved struct {
@@ -155,16 +155,17 @@ func (g *gateway) learn(src *pb.Source) {
 	if src == nil || len(src.Infos) == 0 {
 		return
 	}
-	lines := map[string]int{}
+	lines := map[string][]int{}
 	for dgst, locs := range src.Locations {
 		for _, loc := range locs.GetLocations() {
 			if len(loc.Ranges) == 0 || loc.Ranges[0].Start == nil {
 				continue
 			}
 			line := int(loc.Ranges[0].Start.Line)
-			lines[dgst] = line
+			lines[dgst] = append(lines[dgst], line)
 			// The name that the solver gives a vertex whose cache is ignored.
-			lines[digest.FromString(dgst+"-ignorecache").String()] = line
+			bare := digest.FromString(dgst + "-ignorecache").String()
+			lines[bare] = append(lines[bare], line)
 		}
 	}
 	g.mu.Lock()
