@@ -1,0 +1,107 @@
+package apply
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"sort"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Labels and annotations of the ApplySet specification (KEP-3659).
+const (
+	labelPartOf    = "applyset.kubernetes.io/part-of"
+	labelID        = "applyset.kubernetes.io/id"
+	annotationTool = "applyset.kubernetes.io/tooling"
+	annotationGKs  = "applyset.kubernetes.io/contains-group-kinds"
+
+	labelManagedBy = "app.kubernetes.io/managed-by"
+	labelProject   = "com.docker.compose.project"
+	labelService   = "com.docker.compose.service"
+	labelName      = "app.kubernetes.io/name"
+
+	parentName = "slipway-project"
+)
+
+// setID is the ApplySet's identity, derived from its parent as the specification says.
+func setID(namespace string) string {
+	sum := sha256.Sum256([]byte(parentName + "." + namespace + ".ConfigMap."))
+	return "applyset-" + base64.RawURLEncoding.EncodeToString(sum[:]) + "-v1"
+}
+
+// writeParent records the project and the kinds it may have, before its first member exists.
+func (c *Cluster) writeParent(ctx context.Context, namespace, project string, files []string) error {
+	names := make([]string, 0, len(kinds))
+	for _, k := range kinds {
+		names = append(names, k.gk)
+	}
+	sort.Strings(names)
+	parent := map[string]any{
+		"apiVersion": "v1", "kind": "ConfigMap",
+		"metadata": map[string]any{
+			"name": parentName, "namespace": namespace,
+			"labels":      map[string]any{labelID: setID(namespace), labelManagedBy: fieldManager, labelProject: project},
+			"annotations": map[string]any{annotationTool: "slipway/v1", annotationGKs: strings.Join(names, ",")},
+		},
+		"data": map[string]any{"project": project, "files": strings.Join(files, "\n")},
+	}
+	raw, err := (&unstructured.Unstructured{Object: parent}).MarshalJSON()
+	if err != nil {
+		return err
+	}
+	force := true
+	_, err = c.client.Resource(configMapsGVR).Namespace(namespace).Patch(ctx, parentName, types.ApplyPatchType, raw,
+		metav1.PatchOptions{FieldManager: fieldManager, Force: &force})
+	return err
+}
+
+// members lists what belongs to the project, in the order in which it is deleted.
+func (c *Cluster) members(ctx context.Context, namespace string) (map[string][]unstructured.Unstructured, error) {
+	out := map[string][]unstructured.Unstructured{}
+	for _, k := range kinds {
+		list, err := c.in(k, namespace).List(ctx, metav1.ListOptions{LabelSelector: labelPartOf + "=" + setID(namespace)})
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", k.gvr.Resource, err)
+		}
+		out[k.gk] = list.Items
+	}
+	return out, nil
+}
+
+// prune deletes members that keep does not name; claims stay, as they hold data.
+func (c *Cluster) prune(ctx context.Context, namespace string, keep map[string]bool, report func(string)) error {
+	all, err := c.members(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	for _, k := range kinds {
+		if k.gvr == claimsGVR || !k.namespaced {
+			continue
+		}
+		for _, m := range all[k.gk] {
+			if keep[k.gk+"/"+m.GetName()] {
+				continue
+			}
+			if err := c.remove(ctx, k, namespace, m.GetName()); err != nil {
+				return err
+			}
+			report(fmt.Sprintf("%s %s removed: it is no longer in the file", m.GetKind(), m.GetName()))
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) remove(ctx context.Context, k kind, namespace, name string) error {
+	background := metav1.DeletePropagationBackground
+	err := c.in(k, namespace).Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &background})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete %s %s: %w", k.gvr.Resource, name, err)
+	}
+	return nil
+}

@@ -1,0 +1,8 @@
+package apply
+
+import "k8s.io/apimachinery/pkg/util/httpstream"
+
+// isUpgradeFailure tells that a server, or a proxy before it, does not speak WebSocket.
+func isUpgradeFailure(err error) bool {
+	return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+}

@@ -1,0 +1,314 @@
+package apply
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+)
+
+// Replica is one pod of a project, as `ps` lists it.
+type Replica struct {
+	Name     string    `json:"name"`
+	Service  string    `json:"service"`
+	Image    string    `json:"image"`
+	Status   string    `json:"status"`
+	Restarts int32     `json:"restarts"`
+	Started  time.Time `json:"started"`
+	Age      string    `json:"-"`
+	Ports    []string  `json:"ports,omitempty"`
+	Address  string    `json:"address,omitempty"`
+}
+
+// Replicas lists a project's pods by service and name.
+func (c *Cluster) Replicas(ctx context.Context, namespace string) ([]Replica, error) {
+	pods, err := c.list(ctx, podsGVR, namespace)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := c.published(ctx, namespace)
+	if err != nil {
+		return nil, err
+	}
+	var out []Replica
+	for i := range pods {
+		p := &pods[i]
+		if p.Labels[labelService] == "" {
+			continue
+		}
+		r := Replica{Name: p.Name, Service: p.Labels[labelService], Status: podStatus(p), Started: p.CreationTimestamp.Time,
+			Age: since(p.CreationTimestamp.Time), Ports: ports[p.Labels[labelService]], Address: p.Status.PodIP}
+		if len(p.Spec.Containers) > 0 {
+			r.Image, _, _ = strings.Cut(p.Spec.Containers[0].Image, "@")
+		}
+		for _, s := range p.Status.ContainerStatuses {
+			r.Restarts += s.RestartCount
+		}
+		out = append(out, r)
+	}
+	sort.Slice(out, func(i, j int) bool {
+		if out[i].Service != out[j].Service {
+			return out[i].Service < out[j].Service
+		}
+		return out[i].Name < out[j].Name
+	})
+	return out, nil
+}
+
+func (c *Cluster) list(ctx context.Context, gvr schema.GroupVersionResource, namespace string) ([]corev1.Pod, error) {
+	list, err := c.client.Resource(gvr).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: labelManagedBy + "=" + fieldManager})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]corev1.Pod, 0, len(list.Items))
+	for i := range list.Items {
+		p, err := typed[corev1.Pod](&list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, *p)
+	}
+	return out, nil
+}
+
+// podStatus is what kubectl shows, in Compose's words where it has them.
+func podStatus(p *corev1.Pod) string {
+	if p.DeletionTimestamp != nil {
+		return "stopping"
+	}
+	for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+			return w.Reason
+		}
+		if t := s.State.Terminated; t != nil && p.Status.Phase != corev1.PodRunning {
+			return fmt.Sprintf("exited (%d)", t.ExitCode)
+		}
+	}
+	if p.Status.Phase != corev1.PodRunning {
+		return strings.ToLower(string(p.Status.Phase))
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			if len(p.Spec.Containers) > 0 && p.Spec.Containers[0].ReadinessProbe != nil {
+				return "running (healthy)"
+			}
+			return "running"
+		}
+	}
+	return "running (not ready)"
+}
+
+// published finds the host ports of each service.
+func (c *Cluster) published(ctx context.Context, namespace string) (map[string][]string, error) {
+	list, err := c.client.Resource(servicesGVR).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: labelManagedBy + "=" + fieldManager})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]string{}
+	for i := range list.Items {
+		s, err := typed[corev1.Service](&list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range s.Spec.Ports {
+			host := int32(0)
+			switch s.Spec.Type {
+			case corev1.ServiceTypeLoadBalancer:
+				host = p.Port
+			case corev1.ServiceTypeNodePort:
+				host = p.NodePort
+			}
+			if host != 0 {
+				name := s.Labels[labelService]
+				out[name] = append(out[name], fmt.Sprintf("%d->%d/%s", host, p.TargetPort.IntVal, strings.ToLower(string(p.Protocol))))
+			}
+		}
+	}
+	return out, nil
+}
+
+// PublishedPorts is what `up` tells about where services are.
+func (c *Cluster) PublishedPorts(ctx context.Context, namespace string) (map[string][]string, error) {
+	return c.published(ctx, namespace)
+}
+
+// LogOptions select log lines.
+type LogOptions struct {
+	Services   []string // empty: all
+	Follow     bool
+	Tail       int64 // negative: all
+	Since      time.Duration
+	Timestamps bool
+	// Line receives each line; source is the replica's name.
+	Line func(source, line string)
+}
+
+// Logs reads the logs of a project's replicas, and with Follow those of replicas to come, until ctx ends.
+func (c *Cluster) Logs(ctx context.Context, namespace string, o LogOptions) error {
+	wanted := map[string]bool{}
+	for _, s := range o.Services {
+		wanted[s] = true
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t, err := c.track(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	line := func(source, text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		o.Line(source, text)
+	}
+	var streams sync.WaitGroup
+	reading := map[string]bool{}
+	err = t.await(ctx, func() (bool, error) {
+		for name, p := range t.pods {
+			if service := p.Labels[labelService]; service == "" || reading[name] || (len(wanted) > 0 && !wanted[service]) || !hasStarted(p) {
+				continue
+			}
+			reading[name] = true
+			streams.Go(func() { c.logs(ctx, p, o, line) })
+		}
+		return !o.Follow, nil
+	})
+	streams.Wait()
+	cancel()
+	t.tasks.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func hasStarted(p *corev1.Pod) bool {
+	for _, s := range p.Status.ContainerStatuses {
+		if s.State.Running != nil || s.State.Terminated != nil || s.LastTerminationState.Terminated != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// logs reads one pod's log to its end; a broken stream is taken up where it broke.
+func (c *Cluster) logs(ctx context.Context, p *corev1.Pod, o LogOptions, line func(source, text string)) {
+	q := url.Values{}
+	if o.Follow {
+		q.Set("follow", "true")
+	}
+	if o.Tail >= 0 {
+		q.Set("tailLines", strconv.FormatInt(o.Tail, 10))
+	}
+	if o.Since > 0 {
+		q.Set("sinceSeconds", strconv.FormatInt(max(int64(o.Since/time.Second), 1), 10))
+	}
+	if o.Timestamps {
+		q.Set("timestamps", "true")
+	}
+	stream, err := c.raw(ctx, "/api/v1/namespaces/"+p.Namespace+"/pods/"+p.Name+"/log?"+q.Encode())
+	if err != nil {
+		if ctx.Err() == nil {
+			line(p.Name, "logs: "+err.Error())
+		}
+		return
+	}
+	defer stream.Close()
+	for r := bufio.NewReaderSize(stream, 64<<10); ; {
+		text, err := r.ReadString('\n')
+		if text != "" {
+			line(p.Name, strings.TrimSuffix(text, "\n"))
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *Cluster) raw(ctx context.Context, path string) (io.ReadCloser, error) {
+	client, err := c.rest()
+	if err != nil {
+		return nil, err
+	}
+	return client.Get().AbsPath(strings.SplitN(path, "?", 2)[0]).RequestURI(path).Stream(ctx)
+}
+
+func (c *Cluster) rest() (*rest.RESTClient, error) {
+	config := rest.CopyConfig(c.config)
+	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.APIPath = "/api"
+	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
+	return rest.RESTClientFor(config)
+}
+
+// ExecOptions describe one command in a replica.
+type ExecOptions struct {
+	Service string
+	Index   int // from 1, among the service's replicas by name; 0: the first that runs
+	Command []string
+	TTY     bool
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Sizes   remotecommand.TerminalSizeQueue
+}
+
+// Exec runs a command in a replica; its exit code comes as an error that has ExitStatus.
+func (c *Cluster) Exec(ctx context.Context, namespace string, o ExecOptions) error {
+	pods, err := c.list(ctx, podsGVR, namespace)
+	if err != nil {
+		return err
+	}
+	sort.Slice(pods, func(i, j int) bool { return pods[i].Name < pods[j].Name })
+	var running []string
+	for i := range pods {
+		if p := &pods[i]; p.Labels[labelService] == o.Service && p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
+			running = append(running, p.Name)
+		}
+	}
+	if len(running) == 0 {
+		return fmt.Errorf("service %q is not running", o.Service)
+	}
+	if o.Index > len(running) {
+		return fmt.Errorf("service %q has %d running replicas, not %d", o.Service, len(running), o.Index)
+	}
+	pod := running[max(o.Index-1, 0)]
+	client, err := c.rest()
+	if err != nil {
+		return err
+	}
+	req := client.Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").VersionedParams(&corev1.PodExecOptions{
+		Command: o.Command, Stdin: o.Stdin != nil, Stdout: true, Stderr: !o.TTY, TTY: o.TTY}, scheme.ParameterCodec)
+	// WebSocket first, as kubectl; SPDY for older clusters.
+	ws, err := remotecommand.NewWebSocketExecutor(c.config, "GET", req.URL().String())
+	if err != nil {
+		return err
+	}
+	spdy, err := remotecommand.NewSPDYExecutor(c.config, "POST", req.URL())
+	if err != nil {
+		return err
+	}
+	exec, err := remotecommand.NewFallbackExecutor(ws, spdy, isUpgradeFailure)
+	if err != nil {
+		return err
+	}
+	streams := remotecommand.StreamOptions{Stdin: o.Stdin, Stdout: o.Stdout, Tty: o.TTY, TerminalSizeQueue: o.Sizes}
+	if !o.TTY {
+		streams.Stderr = o.Stderr
+	}
+	return exec.StreamWithContext(ctx, streams)
+}

@@ -1,0 +1,37 @@
+package daemon
+
+import (
+	"context"
+	"path/filepath"
+
+	"slipway.dev/slipway/engine/build"
+	"slipway.dev/slipway/engine/build/run"
+	"slipway.dev/slipway/engine/image"
+)
+
+// openBuilder opens the builder over the other rooms of the engine.
+func (d *daemon) openBuilder(ctx context.Context) error {
+	e := &d.engine
+	dir := filepath.Join(d.DataDir, "build")
+	runner, err := run.New(run.Options{
+		Dir: filepath.Join(dir, "run"), Rootfs: filepath.Join(d.DataDir, "rootfs"), Instance: d.instance,
+		Warden: e.warden, Networks: e.networks, Log: d.Log.With("room", "build"),
+	})
+	if err != nil {
+		return err
+	}
+	e.builder, err = build.New(ctx, build.Options{
+		Dir: dir, Images: e.images, Runner: runner, Log: d.Log.With("room", "build"),
+		Pull: func(ctx context.Context, ref string, auth build.Auth) (image.Image, error) {
+			return e.images.Pull(ctx, ref, image.PullOptions{Auth: image.AuthFunc(auth)})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	d.closers.add("builder", func(context.Context) error { return e.builder.Close() })
+	return nil
+}
+
+// warnings are what `info` tells about this machine.
+func (d *daemon) warnings() []string { return d.engine.networks.Warnings() }
