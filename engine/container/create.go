@@ -212,7 +212,7 @@ func (m *Manager) populate(ctx context.Context, c *instance, name, target string
 	if len(dirs) == 1 && onlyPlain(dirs[0]) {
 		return m.Volumes.Populate(ctx, name, dirs[0])
 	}
-	view, err := mountDetached(dirs, "", "")
+	view, err := mountDetached(dirs, "", "", nil)
 	if err != nil {
 		return err
 	}

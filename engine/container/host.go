@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,7 +22,7 @@ const (
 
 // probeHost looks once at what the machine can do.
 func probeHost() hostFacts {
-	h := hostFacts{NumCPU: runtime.NumCPU(), Recursive: kernelAtLeast(5, 12)}
+	h := hostFacts{NumCPU: runtime.NumCPU(), Recursive: kernelAtLeast(5, 12), Capabilities: ownCapabilities()}
 	var st unix.Statfs_t
 	if unix.Statfs(cgroupRoot, &st) == nil && st.Type == cgroupMagic {
 		h.CgroupV2 = true
@@ -30,26 +31,32 @@ func probeHost() hostFacts {
 	h.Swap = err == nil || h.CgroupV2
 	var rl unix.Rlimit
 	h.MaxNoFile = wantedNoFile
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &rl) == nil && !canRaiseLimits() {
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &rl) == nil && !slices.Contains(h.Capabilities, "CAP_SYS_RESOURCE") {
 		h.MaxNoFile = rl.Max
 	}
 	return h
 }
 
-// canRaiseLimits tells whether children may be given a higher hard limit than ours, which
-// takes CAP_SYS_RESOURCE (nested containers often lack it).
-func canRaiseLimits() bool {
+// ownCapabilities lists what this process has, and so what its children can be given.
+func ownCapabilities() []string {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return false
+		return nil
 	}
+	var mask uint64
 	for line := range strings.Lines(string(b)) {
 		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
-			return err == nil && caps&(1<<unix.CAP_SYS_RESOURCE) != 0
+			mask, _ = strconv.ParseUint(strings.TrimSpace(v), 16, 64)
 		}
 	}
-	return false
+	var out []string
+	for n, name := range allCapabilities {
+		if mask&(1<<n) != 0 {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func kernelAtLeast(major, minor int) bool {

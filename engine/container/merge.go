@@ -109,7 +109,7 @@ func check(s *Spec) error {
 			return err
 		}
 	}
-	if _, err := capabilities(s); err != nil {
+	if _, err := capabilities(s, allCapabilities); err != nil {
 		return err
 	}
 	if _, err := rlimits(s.Resources.Ulimits, wantedNoFile); err != nil {

@@ -46,12 +46,14 @@ const hostNamespace = "host"
 
 // hostFacts is what generation needs to know about the machine.
 type hostFacts struct {
-	CgroupV2   bool
-	Swap       bool // swap can be limited
-	MaxNoFile  uint64
-	Recursive  bool // read-only binds can be made recursive
-	NumCPU     int
-	AllDevices []specs.LinuxDevice // for privileged containers
+	CgroupV2  bool
+	Swap      bool // swap can be limited
+	MaxNoFile uint64
+	Recursive bool // read-only binds can be made recursive
+	NumCPU    int
+	// Capabilities that can be given to containers, sorted by name.
+	Capabilities []string
+	AllDevices   []specs.LinuxDevice // for privileged containers
 }
 
 var defaultCapabilities = []string{
@@ -59,13 +61,14 @@ var defaultCapabilities = []string{
 	"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 }
 
+// allCapabilities are in the kernel's order: the index is the number.
 var allCapabilities = []string{
-	"CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_AUDIT_WRITE", "CAP_BLOCK_SUSPEND", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_IPC_LOCK", "CAP_IPC_OWNER",
-	"CAP_KILL", "CAP_LEASE", "CAP_LINUX_IMMUTABLE", "CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_MKNOD", "CAP_NET_ADMIN",
-	"CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_RAW", "CAP_PERFMON", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
-	"CAP_SETUID", "CAP_SYSLOG", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_CHROOT", "CAP_SYS_MODULE", "CAP_SYS_NICE",
-	"CAP_SYS_PACCT", "CAP_SYS_PTRACE", "CAP_SYS_RAWIO", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM",
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
+	"CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW",
+	"CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT",
+	"CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD",
+	"CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
+	"CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 }
 
 // What Docker hides from containers that are not privileged.
@@ -107,7 +110,7 @@ func generate(b *bundle) (*specs.Spec, error) {
 }
 
 func setProcess(s *specs.Spec, b *bundle) error {
-	caps, err := capabilities(b.Spec)
+	caps, err := capabilities(b.Spec, b.Host.Capabilities)
 	if err != nil {
 		return err
 	}
@@ -182,9 +185,10 @@ func mergeEnv(base, over []string) []string {
 
 // capabilities applies cap-add and cap-drop to the default set, as Docker does: ALL is
 // looked at first, and what is named explicitly wins.
-func capabilities(spec *Spec) ([]string, error) {
+// "All" is what this machine has to give: in a nested container that may be less.
+func capabilities(spec *Spec, available []string) ([]string, error) {
 	if spec.Privileged {
-		return slices.Clone(allCapabilities), nil
+		return slices.Clone(available), nil
 	}
 	add, addAll, err := capNames(spec.CapAdd)
 	if err != nil {
@@ -197,7 +201,7 @@ func capabilities(spec *Spec) ([]string, error) {
 	var caps []string
 	switch {
 	case addAll:
-		caps = slices.DeleteFunc(slices.Clone(allCapabilities), func(c string) bool { return slices.Contains(drop, c) })
+		caps = slices.DeleteFunc(slices.Clone(available), func(c string) bool { return slices.Contains(drop, c) })
 	case dropAll:
 		caps = add
 	default:

@@ -144,7 +144,7 @@ func (c *instance) endByHand() (ended <-chan struct{}, wasRunning bool) {
 // a frozen process would never notice.
 func (m *Manager) signal(ctx context.Context, c *instance, sig syscall.Signal) error {
 	err := m.Warden.Signal(ctx, c.id, "", sig)
-	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, syscall.ESRCH) {
+	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 		return nil // it has just ended; the exit is on its way
 	}
 	if err != nil {

@@ -34,6 +34,9 @@ func lookupUser(root opener, name string, extra []string) (specs.User, error) {
 		return specs.User{}, userError(name, err)
 	}
 	out := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}
+	// The primary group is listed too: a program that drops it by setgid must not lose
+	// what belongs to it (CVE-2022-36109).
+	out.AdditionalGids = []uint32{out.GID}
 	seen := map[uint32]bool{out.GID: true}
 	add := func(gids []int) {
 		for _, g := range gids {
