@@ -145,6 +145,10 @@ func (m *Manager) plugPod(netns *os.File, p podRecord) error {
 	if err != nil {
 		return err
 	}
+	// Service ports on 127.0.0.1 of the host lead to pods, see ensureBridge.
+	if err := writeSysctl("net/ipv4/conf/"+p.HostIf+"/route_localnet", "1"); err != nil {
+		return err
+	}
 	return m.links.routeToPod(p, podMAC, m.nodeAddr)
 }
 

@@ -291,3 +291,6 @@ func (r *reserver) unpublish(ctx context.Context, owner string, ports []PortMapp
 		r.release(ctx, owner+mappingKey(p), hostPort{p.Proto, p.HostIP, p.HostPort})
 	}
 }
+
+// HeldBy says who of ours holds the port; empty: another program.
+func (e *PortError) HeldBy() string { return e.Holder }

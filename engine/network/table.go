@@ -86,6 +86,8 @@ func (p *packets) chains(b *nft.Batch, t *nftables.Table) {
 	b.Chain(t, "guard", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: -300},
 		nft.If(nft.IIf(p.all), nft.Saddr(loopback), nft.Drop()),
 		nft.If(nft.IIf(p.all), nft.Daddr(loopback), nft.Drop()),
+		// Network policies go by a pod's address: it cannot choose another.
+		nft.If(nft.IIf(p.pods), nft.NoWayBack(), nft.Drop()),
 	)
 	b.Chain(t, "publish", nil,
 		nft.DNATBy(p.portsAddr, nft.KeyDaddr(), nft.KeyProto(), nft.KeyDport()),

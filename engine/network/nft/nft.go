@@ -287,6 +287,11 @@ func DaddrLocal() Rule {
 	}
 }
 
+// NoWayBack matches packets whose source is not routed to the interface they came from.
+func NoWayBack() Rule {
+	return Rule{&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true}, cmp(expr.CmpOpEq, make([]byte, 4))}
+}
+
 // L4 matches the transport protocol.
 func L4(proto byte) Rule {
 	return Rule{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, cmp(expr.CmpOpEq, []byte{proto})}
@@ -326,24 +331,6 @@ func New() Rule { return ctBits(expr.CtKeySTATE, expr.CtStateBitNEW) }
 
 // DNATed matches connections whose destination was translated, by whomever.
 func DNATed() Rule { return ctBits(expr.CtKeySTATUS, 1<<5) } // IPS_DST_NAT
-
-// Marked matches packets with the bits of mark set.
-func Marked(bits uint32) Rule {
-	return Rule{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
-		cmp(expr.CmpOpNeq, make([]byte, 4)),
-	}
-}
-
-// SetMark sets bits of the packet's mark and leaves the others.
-func SetMark(bits uint32) Rule {
-	return Rule{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(^bits), Xor: binaryutil.NativeEndian.PutUint32(bits)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
-	}
-}
 
 // Key loads one part of a packet into a register for a lookup.
 type Key struct {
@@ -390,30 +377,30 @@ func load(keys []Key) Rule {
 
 // In matches packets whose keys are in the set.
 func In(s *nftables.Set, keys ...Key) Rule {
-	return append(load(keys), &expr.Lookup{SourceRegister: firstReg, SetName: s.Name, SetID: s.ID})
+	return append(load(keys), &expr.Lookup{SourceRegister: firstReg, SetName: s.Name})
 }
 
 // NotIn matches packets whose keys are not in the set.
 func NotIn(s *nftables.Set, keys ...Key) Rule {
-	return append(load(keys), &expr.Lookup{SourceRegister: firstReg, SetName: s.Name, SetID: s.ID, Invert: true})
+	return append(load(keys), &expr.Lookup{SourceRegister: firstReg, SetName: s.Name, Invert: true})
 }
 
 // Vmap takes the verdict that the map holds for the keys, if any.
 func Vmap(s *nftables.Set, keys ...Key) Rule {
-	return append(load(keys), &expr.Lookup{SourceRegister: firstReg, SetName: s.Name, SetID: s.ID, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT})
+	return append(load(keys), &expr.Lookup{SourceRegister: firstReg, SetName: s.Name, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT})
 }
 
 // DNATBy translates the destination to the address and port that the map holds for the keys.
 func DNATBy(s *nftables.Set, keys ...Key) Rule {
 	return append(load(keys),
-		&expr.Lookup{SourceRegister: firstReg, SetName: s.Name, SetID: s.ID, IsDestRegSet: true, DestRegister: firstReg},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: firstReg, RegProtoMin: firstReg + 1})
+		&expr.Lookup{SourceRegister: firstReg, SetName: s.Name, IsDestRegSet: true, DestRegister: firstReg},
+		dnatFromRegisters())
 }
 
 // DNATAddrBy translates the destination address only.
 func DNATAddrBy(s *nftables.Set, keys ...Key) Rule {
 	return append(load(keys),
-		&expr.Lookup{SourceRegister: firstReg, SetName: s.Name, SetID: s.ID, IsDestRegSet: true, DestRegister: firstReg},
+		&expr.Lookup{SourceRegister: firstReg, SetName: s.Name, IsDestRegSet: true, DestRegister: firstReg},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: firstReg})
 }
 
@@ -427,18 +414,36 @@ func DNAT(to netip.AddrPort) Rule {
 	}
 }
 
-// DNATAddr translates the destination address and keeps the port.
-func DNATAddr(to netip.Addr) Rule {
-	a := to.As4()
+// Sticky translates the destination of a known client to what the map remembers for its
+// address, if that is still among the live targets; the memory starts anew.
+func Sticky(memory, live *nftables.Set) Rule {
+	const client = firstReg + 4
 	return Rule{
-		&expr.Immediate{Register: 1, Data: a[:]},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+		KeySaddr().load(client),
+		&expr.Lookup{SourceRegister: client, SetName: memory.Name, IsDestRegSet: true, DestRegister: firstReg},
+		&expr.Lookup{SourceRegister: firstReg, SetName: live.Name},
+		remember(memory, client),
+		dnatFromRegisters(),
 	}
 }
 
-// Remember adds or refreshes the keys in a dynamic set.
-func Remember(s *nftables.Set, keys ...Key) Rule {
-	return append(load(keys), &expr.Dynset{SrcRegKey: firstReg, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE})
+// StickTo translates the destination to what the map holds for the keys, and remembers it
+// for the client's address.
+func StickTo(memory, targets *nftables.Set, keys ...Key) Rule {
+	const client = firstReg + 4
+	return append(load(keys),
+		&expr.Lookup{SourceRegister: firstReg, SetName: targets.Name, IsDestRegSet: true, DestRegister: firstReg},
+		KeySaddr().load(client),
+		remember(memory, client),
+		dnatFromRegisters())
+}
+
+func remember(memory *nftables.Set, client uint32) expr.Any {
+	return &expr.Dynset{SrcRegKey: client, SrcRegData: firstReg, SetName: memory.Name, Operation: unix.NFT_DYNSET_OP_UPDATE}
+}
+
+func dnatFromRegisters() expr.Any {
+	return &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: firstReg, RegProtoMin: firstReg + 1}
 }
 
 func verdict(kind expr.VerdictKind, chain string) Rule {
