@@ -166,13 +166,13 @@ func TestExec(t *testing.T) {
 func TestOutOfMemory(t *testing.T) {
 	h := newHouse(t)
 	events := h.client.Subscribe(h.ctx)
-	st, _ := h.run("tail /dev/zero", memory(16<<20))
+	st, _ := h.run("tail /dev/zero", memory(64<<20))
 	e := nextEvent(t, events, warden.EventExit, st.ContainerID)
 	if !e.OOMKilled || e.ExitCode != 137 {
 		t.Errorf("exit of a container over its limit = %+v; want 137, OOMKilled", e)
 	}
 	// Only a child is killed: an event while the container runs on.
-	st, _ = h.run("tail /dev/zero; sleep 1000", memory(16<<20))
+	st, _ = h.run("tail /dev/zero; sleep 1000", memory(64<<20))
 	nextEvent(t, events, warden.EventOOM, st.ContainerID)
 	if st := h.state(st.ContainerID); st.Status != warden.Running {
 		t.Errorf("state = %+v; want running", st)

@@ -129,9 +129,9 @@ func (h *house) close() {
 	h.client.Close()
 	waitGone(h.t, pid)
 	h.checkLeaks()
-	if h.t.Failed() {
-		log, _ := os.ReadFile(filepath.Join(h.opts.StateDir, "warden.log"))
-		h.t.Logf("warden.log:\n%s", log)
+	log, _ := os.ReadFile(filepath.Join(h.opts.StateDir, "warden.log"))
+	if h.t.Failed() || bytes.Contains(log, []byte("DATA RACE")) || bytes.Contains(log, []byte("goroutine ")) {
+		h.t.Errorf("warden.log:\n%s", log)
 	}
 }
 

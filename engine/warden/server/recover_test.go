@@ -51,17 +51,17 @@ func TestKilledWarden(t *testing.T) {
 
 	h.killWarden()
 
+	e.Write([]byte("three\n"))
+	if got, _ := output(t, e); got != "exec three\n" {
+		t.Errorf("after the warden's death the exec said %q; want exec three", got)
+	}
 	a.Write([]byte("one\n"))
 	b.Write([]byte("two\n"))
-	e.Write([]byte("three\n"))
 	if got, _ := output(t, a); got != "got one\n" {
 		t.Errorf("after the warden's death the container said %q; want got one", got)
 	}
 	if got, _ := output(t, b); !strings.Contains(got, "tty two") {
 		t.Errorf("after the warden's death the terminal said %q; want tty two", got)
-	}
-	if got, _ := output(t, e); got != "exec three\n" {
-		t.Errorf("after the warden's death the exec said %q; want exec three", got)
 	}
 	for _, want := range []struct {
 		id, exec string
