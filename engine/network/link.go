@@ -260,13 +260,10 @@ func (g guest) loUp() error {
 // unplug takes an interface out of use at once; deleting it is the reaper's work.
 func (g guest) unplug(name string) error {
 	link, err := g.h.LinkByName(name)
-	if isNotFound(err) {
-		return nil
-	}
 	if err == nil {
 		err = g.h.LinkSetDown(link)
 	}
-	if err != nil {
+	if err != nil && !isNotFound(err) {
 		return fmt.Errorf("take down %s: %w", name, err)
 	}
 	return nil
