@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -93,4 +94,14 @@ type testWriter struct{ t testing.TB }
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Logf("%s", p)
 	return len(p), nil
+}
+
+// http is a client with the administrator's certificate and no opinion about encodings.
+func (i *instance) http(t testing.TB) *http.Client {
+	t.Helper()
+	c, err := rest.HTTPClientFor(rest.CopyConfig(i.config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

@@ -1,0 +1,240 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	criremote "k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	utilexec "k8s.io/utils/exec"
+
+	"slipway.dev/slipway/cluster/store"
+)
+
+// kubelet answers like a node's agent, without any container: exec runs the words of its
+// command by a few rules.
+type kubelet struct{ release chan struct{} }
+
+func (k *kubelet) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /containerLogs/{ns}/{pod}/{container}", func(w http.ResponseWriter, req *http.Request) {
+		fmt.Fprintf(w, "log of %s/%s/%s?%s\n", req.PathValue("ns"), req.PathValue("pod"), req.PathValue("container"), req.URL.RawQuery)
+		if req.URL.Query().Get("follow") == "true" {
+			w.(http.Flusher).Flush()
+			<-k.release
+			fmt.Fprintln(w, "second line")
+		}
+	})
+	mux.HandleFunc("/exec/{ns}/{pod}/{container}", func(w http.ResponseWriter, req *http.Request) {
+		opts, err := criremote.NewOptions(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		criremote.ServeExec(w, req, k, req.PathValue("pod"), "", req.PathValue("container"), req.URL.Query()["command"], opts,
+			time.Minute, time.Minute, criremote.SupportedStreamingProtocols)
+	})
+	mux.HandleFunc("/portForward/{ns}/{pod}", func(w http.ResponseWriter, req *http.Request) {
+		opts, err := portforward.NewV4Options(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		portforward.ServePortForward(w, req, k, req.PathValue("pod"), "", opts, time.Minute, time.Minute, portforward.SupportedProtocols)
+	})
+	return mux
+}
+
+func (k *kubelet) ExecInContainer(ctx context.Context, _ string, _ string, container string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, _ <-chan criremote.TerminalSize, _ time.Duration) error {
+	switch cmd[0] {
+	case "cat":
+		_, err := io.Copy(out, in)
+		return err
+	case "exit":
+		fmt.Fprintln(errOut, "leaving", container)
+		return utilexec.CodeExitError{Err: fmt.Errorf("exit code %s", cmd[1]), Code: 7}
+	}
+	fmt.Fprintln(out, strings.Join(cmd, " "))
+	return nil
+}
+
+func (k *kubelet) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
+	defer stream.Close()
+	line, err := bufio.NewReader(stream).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stream, "port %d got %s", port, line)
+	return err
+}
+
+// withKubelet starts a server with one node, whose pod "a" runs, reached over a Loopback.
+func withKubelet(t *testing.T) (*instance, *kubelet) {
+	t.Helper()
+	lo := NewLoopback()
+	k := &kubelet{release: make(chan struct{})}
+	hs := &http.Server{Handler: k.handler()}
+	done := make(chan error, 1)
+	go func() { done <- hs.Serve(lo) }()
+	i := start(t, func(o *Options) { o.DialNode = lo.Dial })
+	t.Cleanup(func() { hs.Close(); <-done })
+	makeDefaultAccount(t, i)
+	w := i.Client()
+	for _, o := range []store.Object{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, podOf("a")} {
+		if _, err := w.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Bind(t.Context(), &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "default"}, Target: corev1.ObjectReference{Kind: "Node", Name: "n1"}}); err != nil {
+		t.Fatal(err)
+	}
+	pod, _ := store.Get[*corev1.Pod](i.store, podResource, "default", "a")
+	pod = store.Copy(pod)
+	pod.Status.Phase = corev1.PodRunning
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", Image: "nginx", ImageID: "x", ContainerID: "slipway://1", Ready: true, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+	if _, err := w.UpdateStatus(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	return i, k
+}
+
+// kubectl runs the real client and returns what it prints, both streams.
+func (i *instance) kubectl(t testing.TB, stdin string, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	path, err := exec.LookPath("kubectl")
+	if err != nil {
+		t.Skip("kubectl is not installed: it is the client under test")
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+i.kubeconfig, "HOME="+t.TempDir())
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	var kept []string
+	for line := range strings.Lines(string(out)) {
+		if !strings.HasPrefix(line, "WARNING: version difference") {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, ""), err
+}
+
+func TestExec(t *testing.T) {
+	i, _ := withKubelet(t)
+	for _, websockets := range []string{"true", "false"} {
+		t.Setenv("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)
+		if out, err := i.kubectl(t, "", "exec", "a", "--", "echo", "hello world"); err != nil || out != "echo hello world\n" {
+			t.Errorf("websockets %s: exec printed %q, %v", websockets, out, err)
+		}
+		if out, err := i.kubectl(t, "over and back", "exec", "-i", "a", "-c", "c", "--", "cat"); err != nil || out != "over and back" {
+			t.Errorf("websockets %s: exec -i printed %q, %v", websockets, out, err)
+		}
+		out, err := i.kubectl(t, "", "exec", "a", "--", "exit", "7")
+		if ee, ok := err.(*exec.ExitError); !ok || ee.ExitCode() != 7 || !strings.Contains(out, "leaving c\n") {
+			t.Errorf("websockets %s: exec of a failing command printed %q, %v; want exit code 7", websockets, out, err)
+		}
+	}
+	out, _ := i.kubectl(t, "", "exec", "a", "-c", "nope", "--", "true")
+	if want := "Error from server (BadRequest): container nope is not valid for pod a\n"; !strings.HasSuffix(out, want) {
+		t.Errorf("exec in a container that is not there printed %q; want %q", out, want)
+	}
+}
+
+func TestExecByWebSocketFromClientGo(t *testing.T) {
+	i, _ := withKubelet(t)
+	ex, err := remotecommand.NewWebSocketExecutor(i.config, "GET", i.url+"/api/v1/namespaces/default/pods/a/exec?command=cat&stdin=true&stdout=true&container=c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := strings.Repeat("0123456789abcdef", 64<<10) // 1 MB
+	var out bytes.Buffer
+	if err := ex.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader(in), Stdout: &out}); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != in {
+		t.Errorf("%d bytes went in, %d came back", len(in), out.Len())
+	}
+}
+
+func TestLogs(t *testing.T) {
+	i, k := withKubelet(t)
+	if out, err := i.kubectl(t, "", "logs", "a", "--tail=5", "--timestamps"); err != nil || out != "log of default/a/c?tailLines=5&timestamps=true\n" {
+		t.Errorf("logs printed %q, %v", out, err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", i.url+"/api/v1/namespaces/default/pods/a/log?follow=true", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := i.http(t).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	if !lines.Scan() || lines.Text() != "log of default/a/c?follow=true" {
+		t.Fatalf("the first line is %q; it must come before the log ends", lines.Text())
+	}
+	close(k.release)
+	if !lines.Scan() || lines.Text() != "second line" {
+		t.Errorf("the second line is %q", lines.Text())
+	}
+	if out, _ := i.kubectl(t, "", "logs", "missing"); out != "error: error from server (NotFound): pods \"missing\" not found in namespace \"default\"\n" {
+		t.Errorf("logs of a missing pod printed %q", out)
+	}
+}
+
+func TestPortForward(t *testing.T) {
+	i, _ := withKubelet(t)
+	for _, websockets := range []string{"true", "false"} {
+		t.Setenv("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
+		port := i.forward(t)
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(c, "hello")
+		answer, err := io.ReadAll(c)
+		c.Close()
+		if string(answer) != "port 80 got hello\n" {
+			t.Errorf("websockets %s: the forwarded port answered %q, %v", websockets, answer, err)
+		}
+	}
+}
+
+// forward starts kubectl port-forward and returns the local port.
+func (i *instance) forward(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("kubectl")
+	if err != nil {
+		t.Skip("kubectl is not installed: it is the client under test")
+	}
+	cmd := exec.CommandContext(t.Context(), path, "port-forward", "pod/a", ":80")
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+i.kubeconfig)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(line[strings.LastIndexByte(strings.Split(line, " -> ")[0], ':')+1:])[0]
+}
