@@ -20,7 +20,7 @@ import (
 // bases finds base images: what is here first, then a registry.
 type bases struct {
 	b    *Builder
-	auth Auth
+	auth image.AuthFunc
 }
 
 // Resolve implements op.Images.
@@ -42,14 +42,7 @@ func (s *bases) Resolve(ctx context.Context, ref, mode string) (image.Image, err
 			return img, err
 		}
 	}
-	return s.pull(ctx, familiar)
-}
-
-func (s *bases) pull(ctx context.Context, ref string) (image.Image, error) {
-	if s.b.o.Pull == nil {
-		return image.Image{}, fmt.Errorf("%s: image is not here, and this builder has no registry to pull it from: %w", ref, errdefs.ErrNotFound)
-	}
-	return s.b.o.Pull(ctx, ref, s.auth)
+	return s.b.o.Images.Pull(ctx, familiar, image.PullOptions{Auth: s.auth})
 }
 
 // Rootfs implements op.Images.

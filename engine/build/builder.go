@@ -28,6 +28,7 @@ import (
 type Images interface {
 	snapshot.Images
 	Get(ctx context.Context, ref string) (image.Image, error)
+	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Rootfs(ctx context.Context, img image.Image) (image.Chain, error)
 	WriteImage(ctx context.Context, config []byte, chain digest.Digest, names []string) (image.Image, error)
 	GC(ctx context.Context) error
@@ -38,9 +39,7 @@ type Options struct {
 	Dir    string // private directory, D/build
 	Images Images
 	Runner op.Runner // runs RUN; see package run
-	// Pull fetches a base image; nil: only images that are here can be built on.
-	Pull func(ctx context.Context, ref string, auth Auth) (image.Image, error)
-	Log  *slog.Logger
+	Log    *slog.Logger
 	// MaxCache bounds the build cache in bytes; 0 means 20 GiB.
 	MaxCache int64
 	Limits   buildcontext.Limits
@@ -49,9 +48,6 @@ type Options struct {
 	// Parallel bounds the operations that run at once; 0 means twice the processors.
 	Parallel int64
 }
-
-// Auth gives the credentials for a registry host; empty ones mean anonymous.
-type Auth func(host string) (user, secret string, err error)
 
 // Builder builds images. Safe for concurrent use.
 type Builder struct {
@@ -203,7 +199,7 @@ type Request struct {
 	CpusetMems   string
 
 	// Auth gives credentials for pulls.
-	Auth Auth
+	Auth image.AuthFunc
 }
 
 // Result is a finished build.

@@ -24,6 +24,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"slipway.dev/slipway/engine/build/op"
+	"slipway.dev/slipway/engine/image"
 )
 
 // gateway is what the front end sees of a build.
@@ -32,7 +33,7 @@ type gateway struct {
 	job       *solver.Job
 	opts      map[string]string
 	contextID string // session id of all local sources: the context they come from
-	auth      Auth
+	auth      image.AuthFunc
 
 	*findings
 }

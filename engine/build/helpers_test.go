@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/build"
@@ -34,6 +35,12 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Fprintln(os.Stderr, "tests of engine/build need a network namespace:", err)
 		os.Exit(1)
+	}
+	if os.Getuid() == 0 {
+		if err := netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo"}}); err != nil {
+			fmt.Fprintln(os.Stderr, "bring up loopback:", err)
+			os.Exit(1)
+		}
 	}
 	code := m.Run()
 	if wardenDir != "" {

@@ -17,6 +17,7 @@ import (
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/patternmatcher"
+	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
 
@@ -46,7 +47,7 @@ func (s *solution) result(ctx context.Context) (*snapshot.Snapshot, error) {
 	}
 	res, err := s.g.job.Build(ctx, s.edge)
 	if err != nil {
-		return nil, withSource(err, s.def.Source)
+		return nil, withSource(err, s.def)
 	}
 	snap, err := snapshot.Of(res)
 	if err != nil {
@@ -57,22 +58,41 @@ func (s *solution) result(ctx context.Context) (*snapshot.Snapshot, error) {
 }
 
 // withSource adds the lines of the Dockerfile that the failed vertex comes from.
-func withSource(err error, src *pb.Source) error {
+func withSource(err error, def *pb.Definition) error {
 	var ve *errdefs.VertexError
-	if src == nil || !errors.As(err, &ve) {
+	if def.Source == nil || !errors.As(err, &ve) {
 		return err
 	}
-	locs := src.Locations[ve.Digest]
-	if locs == nil {
-		return err
-	}
-	for _, loc := range locs.Locations {
-		if loc == nil || loc.SourceIndex < 0 || int(loc.SourceIndex) >= len(src.Infos) {
+	for _, loc := range locationsOf(def, ve.Digest) {
+		if loc == nil || loc.SourceIndex < 0 || int(loc.SourceIndex) >= len(def.Source.Infos) {
 			continue
 		}
-		err = errdefs.WithSource(err, &errdefs.Source{Info: src.Infos[loc.SourceIndex], Ranges: loc.Ranges})
+		err = errdefs.WithSource(err, &errdefs.Source{Info: def.Source.Infos[loc.SourceIndex], Ranges: loc.Ranges})
 	}
 	return err
+}
+
+// locationsOf returns a vertex's places. A download has none of its own: it has those of
+// the ADD that uses it.
+func locationsOf(def *pb.Definition, vertex string) []*pb.Location {
+	if locs := def.Source.Locations[vertex]; locs != nil {
+		return locs.Locations
+	}
+	for _, data := range def.Def {
+		var o pb.Op
+		if o.Unmarshal(data) != nil {
+			continue
+		}
+		for _, in := range o.Inputs {
+			if in.Digest != vertex {
+				continue
+			}
+			if locs := def.Source.Locations[digest.FromBytes(data).String()]; locs != nil {
+				return locs.Locations
+			}
+		}
+	}
+	return nil
 }
 
 // Evaluate implements client.Reference.

@@ -164,7 +164,7 @@ func (t dirTree) content(p string, _ attributes) (digest.Digest, error) {
 	return digest.NewDigest(digest.SHA256, h), nil
 }
 
-func (t dirTree) where() string { return "the file system it is copied from" }
+func (t dirTree) where() string { return "what it is copied from" }
 
 // NotFoundError is a path that an operation needs and its input does not have.
 type NotFoundError struct{ Path, Where string }

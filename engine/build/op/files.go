@@ -193,9 +193,32 @@ func copyFiles(ctx context.Context, src, dest string, a *pb.FileActionCopy, o *i
 				continue
 			}
 		}
-		if err := fscopy.Copy(ctx, src, m, dest, to, copyOptions(a, o)...); err != nil {
-			return rootless(err, src, dest)
+		if err := exists(src, m); err != nil {
+			return err
 		}
+		if err := fscopy.Copy(ctx, src, m, dest, to, copyOptions(a, o)...); err != nil {
+			return fmt.Errorf("copy %s to %s%s: %w", m, a.Dest, withMode(a), rootless(err, src, dest))
+		}
+	}
+	return nil
+}
+
+// withMode mentions a symbolic mode, which may be what is wrong.
+func withMode(a *pb.FileActionCopy) string {
+	if a.ModeStr == "" {
+		return ""
+	}
+	return " with mode " + a.ModeStr
+}
+
+// exists says in the user's words that a source is absent.
+func exists(root, name string) error {
+	p, err := fs.RootPath(root, name)
+	if err != nil {
+		return rootless(err, root)
+	}
+	if _, err := os.Lstat(p); errors.Is(err, os.ErrNotExist) {
+		return &NotFoundError{Path: name, Where: "what it is copied from"}
 	}
 	return nil
 }

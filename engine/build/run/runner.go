@@ -137,7 +137,7 @@ func (s *step) runOut(ctx context.Context, spec warden.ContainerSpec) (err error
 	defer func() { err = errors.Join(err, s.r.o.Warden.Delete(context.WithoutCancel(ctx), s.id)) }()
 	_, attached, err := s.r.o.Warden.Start(ctx, spec)
 	if err != nil {
-		return s.startError(ctx, err)
+		return s.refused(ctx, err)
 	}
 	defer attached.Close()
 	copied := make(chan error, 1)
@@ -160,12 +160,31 @@ func (s *step) runOut(ctx context.Context, spec warden.ContainerSpec) (err error
 	return nil
 }
 
-func (s *step) startError(ctx context.Context, err error) error {
+func (s *step) refused(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(s.p.Args, " "), err)
+	return &startError{args: s.p.Args, err: err}
 }
+
+// startError is a program that could not be run. What the runtime did until then is of no
+// interest to the author of a Dockerfile.
+type startError struct {
+	args []string
+	err  error
+}
+
+func (e *startError) Error() string {
+	msg := e.err.Error()
+	for _, noise := range []string{"unable to start container process: ", "error during container init: "} {
+		if _, rest, ok := strings.Cut(msg, noise); ok {
+			msg = rest
+		}
+	}
+	return fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.args, " "), msg)
+}
+
+func (e *startError) Unwrap() error { return e.err }
 
 // CacheDir implements op.Runner.
 func (r *Runner) CacheDir(ctx context.Context, id string, sharing pb.CacheSharingOpt, fill func(dir string) error) (string, func(), error) {
