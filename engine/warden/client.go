@@ -19,7 +19,10 @@ type Options struct {
 	Executable string // slipway-warden, started when no warden answers
 	StateDir   string // the warden's records; on a tmpfs
 	RootDir    string // below it root file systems are mounted, unseen by the host
-	Log        *slog.Logger
+	// Cgroup, absolute within each hierarchy, becomes the warden's own: outside the daemon's unit or session, whose end
+	// would otherwise kill it under systemd. It is removed when the warden ends. Empty: it stays in the daemon's.
+	Cgroup string
+	Log    *slog.Logger
 }
 
 // Client is a daemon's connection to its warden. It reconnects by itself, and when the warden is dead it starts another

@@ -28,7 +28,7 @@ func launch(ctx context.Context, opts Options) error {
 	}
 	defer r.Close()
 	cmd := exec.Command(opts.Executable,
-		"--socket="+opts.Socket, "--state-dir="+opts.StateDir, "--root-dir="+opts.RootDir, "--ready-fd=3")
+		"--socket="+opts.Socket, "--state-dir="+opts.StateDir, "--root-dir="+opts.RootDir, "--cgroup="+opts.Cgroup, "--ready-fd=3")
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // containers must not find the daemon's secrets in their parent
 	cmd.Stderr = w                                  // until the warden has opened its own log

@@ -1,6 +1,9 @@
 package server
 
 import (
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,4 +74,48 @@ func BenchmarkOutput(b *testing.B) {
 	}
 	a.Close()
 	h.delete(st.ContainerID)
+}
+
+// BenchmarkFootprint is what a warden costs while its containers do nothing.
+func BenchmarkFootprint(b *testing.B) {
+	h := newHouse(b)
+	const n = 50
+	idleRSS, idleAnon := footprint(b, h.client.Pid())
+	for range n {
+		h.run("sleep 100000", logTo(h.dir+"/log"))
+	}
+	for b.Loop() {
+		if _, err := h.client.List(h.ctx); err != nil {
+			b.Fatal(err)
+		}
+	}
+	rss, anon := footprint(b, h.client.Pid())
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", h.client.Pid()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(idleRSS, "MB-rss-idle")
+	b.ReportMetric(idleAnon, "MB-anon-idle")
+	b.ReportMetric(rss, "MB-rss-50")
+	b.ReportMetric(anon, "MB-anon-50")
+	b.ReportMetric(float64(len(fds))/n, "fds/container")
+}
+
+// footprint reads a process's resident and anonymous memory, in MB.
+func footprint(b *testing.B, pid int) (rss, anon float64) {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		var kb float64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kb); n == 1 {
+			rss = kb / 1024
+		}
+		if n, _ := fmt.Sscanf(line, "RssAnon: %f kB", &kb); n == 1 {
+			anon = kb / 1024
+		}
+	}
+	return rss, anon
 }

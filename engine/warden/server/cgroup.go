@@ -107,6 +107,31 @@ func keyed(b []byte, key string) (uint64, error) {
 	return 0, fmt.Errorf("no %s in %q", key, b)
 }
 
+// joinCgroup moves this process to a cgroup of its own. leave moves it to the root and removes the cgroup.
+func joinCgroup(path string) (leave func(), err error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	m, err := manager.New(&cgroups.Cgroup{Path: path, Resources: &cgroups.Resources{}})
+	if err != nil {
+		return func() {}, err
+	}
+	leave = func() {
+		paths := cgroupPaths(m.GetPaths())
+		for _, dir := range paths {
+			if root, ok := strings.CutSuffix(dir, path); ok {
+				cgroups.WriteCgroupProc(root, os.Getpid())
+			}
+		}
+		paths.remove()
+	}
+	if err := m.Apply(os.Getpid()); err != nil {
+		leave()
+		return func() {}, err
+	}
+	return leave, nil
+}
+
 // setCgroup answers MethodSetCgroup: it makes a cgroup without a container, such as a pod's, and gives it limits.
 func (s *Server) setCgroup(t warden.Target) error {
 	if err := checkCgroup(t.ID); err != nil {

@@ -260,6 +260,12 @@ func TestOomScoreAndLimitsAreNotTheWardens(t *testing.T) {
 	if err != nil || (string(b) != "-999\n" && hasCapability(unix.CAP_SYS_RESOURCE)) {
 		t.Errorf("the warden's oom_score_adj = %q, %v; want -999", b, err)
 	}
+	b, err = os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", h.client.Pid()))
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, h.opts.Cgroup+"\n") {
+			t.Errorf("the warden is in cgroup %q, %v; want it in %s", line, err, h.opts.Cgroup)
+		}
+	}
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", h.client.Pid()))
 	if err != nil || !strings.HasPrefix(exe, "/memfd:") {
 		t.Errorf("the warden runs from %q, %v; want a memory file", exe, err)

@@ -56,6 +56,7 @@ func newHouse(t testing.TB) *house {
 			RootDir: filepath.Join(dir, "roots"), Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		},
 	}
+	h.opts.Cgroup = h.parent + "-warden"
 	if exe := os.Getenv("SLIPWAY_TEST_WARDEN"); exe != "" { // the real, static one
 		h.opts.Executable = exe
 	}
@@ -142,7 +143,7 @@ func (h *house) checkLeaks() {
 		h.t.Errorf("mounts are left in the host's table:\n%s", mounts)
 	}
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
-		if err == nil && strings.Contains(path, h.parent+"/") || strings.HasSuffix(path, h.parent) {
+		if name := filepath.Base(h.parent); err == nil && (d.Name() == name || d.Name() == name+"-warden") {
 			h.t.Errorf("cgroup %s is left", path)
 		}
 		return nil

@@ -33,6 +33,7 @@ func Main(args []string) int {
 	fs.StringVar(&opts.Socket, "socket", "", "unix socket to listen on")
 	fs.StringVar(&opts.StateDir, "state-dir", "", "directory for records, on a tmpfs")
 	fs.StringVar(&opts.RootDir, "root-dir", "", "directory below which root file systems are mounted")
+	fs.StringVar(&opts.Cgroup, "cgroup", "", "cgroup to move to")
 	ready := fs.Int("ready-fd", -1, "descriptor to close when connections are accepted")
 	if err := fs.Parse(args); err != nil {
 		return 2
@@ -91,6 +92,11 @@ func serve(opts Options, ready int) error {
 	if err := privateRoot(opts.RootDir); err != nil {
 		return fmt.Errorf("root directory %s: %w", opts.RootDir, err)
 	}
+	leave, err := joinCgroup(opts.Cgroup)
+	if err != nil {
+		opts.Log.Warn("the warden stays in the cgroup of the daemon, and may be killed with it", "error", err)
+	}
+	defer leave()
 	opts.Ready = func() {
 		if ready >= 0 {
 			unix.Write(ready, []byte{1})

@@ -38,6 +38,7 @@ type Options struct {
 	Socket   string // unix socket to listen on
 	StateDir string // records; on a tmpfs
 	RootDir  string // below it root file systems are mounted, unseen by the host; empty: no such place
+	Cgroup   string // the warden's own; empty: it stays where it is
 	Log      *slog.Logger
 	Ready    func() // called once connections are accepted; may be nil
 }
