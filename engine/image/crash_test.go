@@ -60,8 +60,15 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 	s := openStore(t, Options{Root: dir})
 	noDrafts(t, s)
+	if left, err := s.leases.List(s.Context(t.Context())); err != nil || len(left) > 0 {
+		t.Errorf("leases of dead operations: %v, %v", left, err)
+	}
 	if err := s.GC(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	// Two layers per loaded image, the lower one shared: nothing else may be left.
+	if got, most := len(s.layers.all()), len(acknowledged)+8; got > most {
+		t.Errorf("%d layers are left; want at most %d", got, most)
 	}
 	for _, name := range acknowledged {
 		img, err := s.Get(t.Context(), name)

@@ -65,7 +65,7 @@ func TestHostileLayersStayInside(t *testing.T) {
 		"directory over a symlink":   {{name: "l", kind: tar.TypeSymlink, link: dir}, {name: "l/", kind: tar.TypeDir, mode: 0o700}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u, err := s.unpack(t.Context(), bytes.NewReader(tarOf(t, files...)), nil)
+			u, err := s.unpack(t.Context(), nil, bytes.NewReader(tarOf(t, files...)), nil)
 			if err == nil {
 				u.draft.Discard()
 			}
@@ -85,7 +85,7 @@ func noDrafts(t testing.TB, s *Store) {
 
 func TestOverlayAttributesOfLayersAreIgnored(t *testing.T) {
 	s := openStore(t, Options{})
-	u, err := s.unpack(t.Context(), bytes.NewReader(tarOf(t,
+	u, err := s.unpack(t.Context(), nil, bytes.NewReader(tarOf(t,
 		file{name: "d/", kind: tar.TypeDir, xattrs: map[string]string{"trusted.overlay.redirect": "/etc", "trusted.overlay.opaque": "y", "user.other": "kept"}},
 		file{name: "f", body: "x", xattrs: map[string]string{"trusted.overlay.metacopy": "", "user.overlay.origin": "x"}},
 	)), nil)

@@ -35,12 +35,14 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 		return Image{}, err
 	}
 	defer done()
+	sh := &share{cpu: s.cpu}
+	r = &patientReader{r: r, ctx: ctx, share: sh}
 	in, err := decompress(o.Progress.reader(r, Progress{Status: "Importing"}))
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
 	defer in.Close()
-	u, err := s.unpack(ctx, in, nil)
+	u, err := s.unpack(ctx, sh, in, nil)
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}

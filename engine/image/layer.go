@@ -281,7 +281,7 @@ func (s *Store) CopyLayer(ctx context.Context, parent digest.Digest, upper strin
 		pw.CloseWithError(err)
 		written <- err
 	}()
-	u, err := s.unpack(ctx, pr, nil)
+	u, err := s.unpack(ctx, nil, pr, nil)
 	pr.CloseWithError(err) // the writer must not wait for a reader that gave up
 	if err := errors.Join(err, <-written); err != nil {
 		return Layer{}, fmt.Errorf("copy layer from %s: %w", upper, err)

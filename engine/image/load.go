@@ -31,9 +31,9 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress ProgressFunc) ([
 		return nil, err
 	}
 	defer done()
-	a := &loadArchive{store: s, documents: map[string][]byte{}, links: map[string]string{}, layers: map[string]*loadedLayer{}, progress: progress}
+	a := &loadArchive{store: s, documents: map[string][]byte{}, links: map[string]string{}, layers: map[string]*loadedLayer{}, progress: progress, share: &share{cpu: s.cpu}}
 	defer a.close()
-	if err := a.read(ctx, r); err != nil {
+	if err := a.read(ctx, &patientReader{r: r, ctx: ctx, share: a.share}); err != nil {
 		return nil, fmt.Errorf("load images: %w", err)
 	}
 	found, err := a.images()
@@ -77,6 +77,7 @@ type loadArchive struct {
 	links     map[string]string
 	layers    map[string]*loadedLayer
 	progress  ProgressFunc
+	share     *share // of the processors, while a layer is unpacked
 }
 
 // loadedLayer is a member of the archive that was a tar.
@@ -194,7 +195,7 @@ func (a *loadArchive) layer(ctx context.Context, name string, size int64, r io.R
 		return err
 	}
 	defer in.Close()
-	u, err := a.store.unpack(ctx, in, nil)
+	u, err := a.store.unpack(ctx, a.share, in, nil)
 	if err != nil {
 		return err
 	}

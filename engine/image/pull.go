@@ -259,7 +259,7 @@ func (p *pull) layer(ctx context.Context, f remotes.Fetcher, d ocispec.Descripto
 		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
 	}
 	defer in.Close()
-	u, err := p.store.unpack(ctx, in, open)
+	u, err := p.store.unpack(ctx, nil, in, open)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
 	}

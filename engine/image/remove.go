@@ -27,12 +27,17 @@ type User struct {
 // together: the room that knows containers is opened after this one.
 func (s *Store) SetUsers(list func() []User) { s.users.Store(&list) }
 
-func (s *Store) usersOf(id digest.Digest) (running, stopped string) {
-	list := s.users.Load()
-	if list == nil {
-		return "", ""
+// inUse lists who uses images now. It is asked for before any lock is taken: whoever
+// answers has locks of its own.
+func (s *Store) inUse() []User {
+	if list := s.users.Load(); list != nil {
+		return (*list)()
 	}
-	for _, u := range (*list)() {
+	return nil
+}
+
+func usersOf(users []User, id digest.Digest) (running, stopped string) {
+	for _, u := range users {
 		if u.Image != id {
 			continue
 		}
@@ -91,12 +96,16 @@ func (s *Store) editNamed(ctx context.Context, ref string, decide func(map[strin
 // an id, all names and the image. It refuses, as Docker does and in its words, where a
 // container would lose its image. Disk space comes back when the store is idle, or on GC.
 func (s *Store) Remove(ctx context.Context, ref string, o RemoveOptions) ([]Deleted, error) {
+	return s.remove(ctx, ref, o, s.inUse())
+}
+
+func (s *Store) remove(ctx context.Context, ref string, o RemoveOptions, users []User) ([]Deleted, error) {
 	var out []Deleted
 	var id digest.Digest
 	err := s.editNamed(ctx, ref, func(now map[string]record, target ocispec.Descriptor) (c change, err error) {
 		id = target.Digest
 		r := removal{ref: ref, id: target.Digest, force: o.Force}
-		r.running, r.stopped = s.usersOf(target.Digest)
+		r.running, r.stopped = usersOf(users, target.Digest)
 		r.names(now)
 		if name, byName := recordMeant(now, ref); byName {
 			out, c, err = r.byName(now, name, target)
@@ -271,11 +280,12 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]Deleted, int64, er
 		return nil, 0, err
 	}
 	var out []Deleted
+	users := s.inUse()
 	for _, img := range list {
-		if !s.prunable(img, o) {
+		if !prunable(img, o, users) {
 			continue
 		}
-		d, err := s.Remove(ctx, img.ID.String(), RemoveOptions{Force: true})
+		d, err := s.remove(ctx, img.ID.String(), RemoveOptions{Force: true}, users)
 		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
 			return out, 0, err
 		}
@@ -285,7 +295,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]Deleted, int64, er
 	return out, max(0, before.Images-after.Images), err
 }
 
-func (s *Store) prunable(img Image, o PruneOptions) bool {
+func prunable(img Image, o PruneOptions, users []User) bool {
 	if img.Owner != o.Owner || (len(img.Names)+len(img.RepoDigests) > 0 && !o.All) {
 		return false
 	}
@@ -295,6 +305,6 @@ func (s *Store) prunable(img Image, o PruneOptions) bool {
 	if o.Keep != nil && o.Keep(img) {
 		return false
 	}
-	running, stopped := s.usersOf(img.ID)
+	running, stopped := usersOf(users, img.ID)
 	return running == "" && stopped == ""
 }

@@ -33,7 +33,7 @@ func (s *Store) stackTar(ctx context.Context, diffID, parent digest.Digest, open
 		return Layer{}, err
 	}
 	defer r.Close()
-	u, err := s.unpack(ctx, r, open)
+	u, err := s.unpack(ctx, nil, r, open)
 	if err != nil {
 		return Layer{}, err
 	}

@@ -71,9 +71,6 @@ func (a *saveArchive) pick(ctx context.Context, ref string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := a.store.Rootfs(ctx, img); err != nil {
-			return err
-		}
 		var tags []string
 		if name, ok := recordMeant(a.store.names.snapshot(), r); ok {
 			if _, tag, _ := splitRepo(name); tag != "" {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
@@ -35,8 +37,11 @@ const Snapshotter = "overlay"
 // namespace is the one containerd namespace that all records live in.
 const namespace = "slipway"
 
-// leaseTime bounds how long the leftovers of a killed operation are kept.
+// leaseTime bounds how long anything is kept that nothing refers to any more.
 const leaseTime = 24 * time.Hour
+
+// labelOperation marks a lease that ends with the process at the latest.
+const labelOperation = "slipway.dev/operation"
 
 // Publisher hears of what happened to images. *event.Bus is one.
 type Publisher interface{ Publish(event.Event) }
@@ -197,6 +202,28 @@ func (s *Store) load(ctx context.Context) error {
 	if err := s.names.reload(ctx, s.images); err != nil {
 		return fmt.Errorf("read image names: %w", err)
 	}
+	return s.endDeadOperations(ctx)
+}
+
+// endDeadOperations drops the leases and unfinished writes of a killed process: the
+// collector then takes what they held.
+func (s *Store) endDeadOperations(ctx context.Context) error {
+	left, err := s.leases.List(ctx, "labels."+strconv.Quote(labelOperation))
+	if err != nil {
+		return fmt.Errorf("read leases: %w", err)
+	}
+	for _, l := range left {
+		s.endLease(ctx, l)
+	}
+	unfinished, err := s.content.ListStatuses(ctx)
+	if err != nil {
+		return fmt.Errorf("read unfinished writes: %w", err)
+	}
+	for _, u := range unfinished {
+		if err := s.content.Abort(ctx, u.Ref); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("end unfinished write %s: %w", u.Ref, err)
+		}
+	}
 	return nil
 }
 
@@ -234,7 +261,7 @@ func (s *Store) Lease(ctx context.Context) (_ context.Context, done func(), err 
 	if _, ok := leases.FromContext(ctx); ok {
 		return ctx, func() {}, nil
 	}
-	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime), leases.WithLabel(labelOperation, "yes"))
 	if err != nil {
 		return nil, nil, fmt.Errorf("start image operation: %w", err)
 	}
@@ -287,11 +314,53 @@ func (s *Store) Sync(context.Context) error {
 
 // limited runs fn while holding one share of the processors.
 func (s *Store) limited(ctx context.Context, fn func() error) error {
+	sh := &share{cpu: s.cpu}
+	if err := sh.take(ctx); err != nil {
+		return err
+	}
+	defer sh.giveBack()
+	return fn()
+}
+
+// share is one share of the processors, held or not.
+type share struct {
+	cpu  Limiter
+	held bool
+}
+
+func (s *share) take(ctx context.Context) error {
 	if err := s.cpu.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer s.cpu.Release(1)
-	return fn()
+	s.held = true
+	return nil
+}
+
+func (s *share) giveBack() {
+	if s.held {
+		s.held = false
+		s.cpu.Release(1)
+	}
+}
+
+// patientReader reads what a client sends, and gives its share of the processors back
+// while it waits: a client that stops in the middle must not stop everybody else.
+type patientReader struct {
+	r     io.Reader
+	ctx   context.Context // of the operation that the reader belongs to
+	share *share
+}
+
+func (p *patientReader) Read(b []byte) (int, error) {
+	if !p.share.held {
+		return p.r.Read(b)
+	}
+	p.share.giveBack()
+	n, err := p.r.Read(b)
+	if taken := p.share.take(p.ctx); taken != nil {
+		return n, taken
+	}
+	return n, err
 }
 
 type silent struct{}

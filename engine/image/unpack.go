@@ -111,20 +111,24 @@ type unpacked struct {
 // unpack extracts an uncompressed tar, hostile or not, into a draft without a parent; the
 // parent may be set before the draft is adopted. Nothing outside the draft's directory is
 // touched whatever the tar says. again opens the same tar once more; where it is nil, a
-// copy is kept until it is known not to be needed.
-func (s *Store) unpack(ctx context.Context, tarball io.Reader, again func() (io.ReadCloser, error)) (_ *unpacked, err error) {
+// copy is kept until it is known not to be needed. sh is the caller's share of the
+// processors where tarball comes from a patientReader; nil otherwise.
+func (s *Store) unpack(ctx context.Context, sh *share, tarball io.Reader, again func() (io.ReadCloser, error)) (*unpacked, error) {
 	d, err := s.NewLayer(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			d.Discard()
-		}
-	}()
 	u := &unpacked{draft: d, vet: vetting{listed: map[string]struct{}{}, implied: map[string]struct{}{}}}
-	err = s.limited(ctx, func() error { return u.extract(ctx, tarball, again) })
-	if err != nil {
+	if sh == nil {
+		sh = &share{cpu: s.cpu}
+	}
+	if err := sh.take(ctx); err != nil {
+		d.Discard()
+		return nil, err
+	}
+	defer sh.giveBack()
+	if err := u.extract(ctx, tarball, again); err != nil {
+		d.Discard()
 		return nil, fmt.Errorf("unpack layer: %w", err)
 	}
 	return u, nil
