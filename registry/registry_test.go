@@ -29,16 +29,23 @@ type machine struct {
 
 func newMachine(t testing.TB) *machine {
 	t.Helper()
+	return newMachineIn(t, t.TempDir())
+}
+
+func newMachineIn(t testing.TB, root string) *machine {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("layers are overlay directories, which only root may make")
 	}
 	m := &machine{}
 	var err error
-	m.Store, err = image.Open(t.Context(), image.Options{Root: t.TempDir(), Registries: func(h string) bool { return h == m.host }})
+	m.Store, err = image.Open(t.Context(), image.Options{Root: root, Registries: func(h string) bool { return h == m.host }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := httptest.NewServer(New(Options{Repositories: m.Repositories(), Host: func() string { return m.host }}))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		New(Options{Repositories: m.Repositories(), Host: func() string { return m.host }}).ServeHTTP(w, r)
+	}))
 	m.host, m.url = strings.TrimPrefix(srv.URL, "http://"), srv.URL
 	t.Cleanup(func() {
 		srv.Close()
