@@ -19,6 +19,7 @@ import (
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/event"
@@ -39,7 +40,15 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "tests of engine/container need a network namespace:", err)
 			os.Exit(1)
 		}
-		err := syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), netnsEnv+"=1"))
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bring the loopback interface up:", err)
+			os.Exit(1)
+		}
+		err = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), netnsEnv+"=1"))
 		fmt.Fprintln(os.Stderr, "re-exec in a network namespace:", err)
 		os.Exit(1)
 	}
@@ -69,7 +78,7 @@ func wardenProgram(t testing.TB) string {
 		if wardenErr != nil {
 			return
 		}
-		cmd := exec.Command("go", "build", "-tags", "seccomp netgo osusergo", "-ldflags", "-s -w -extldflags -static",
+		cmd := exec.Command("go", "build", "-tags", "seccomp netgo osusergo runc_nocriu", "-ldflags", "-s -w -extldflags -static",
 			"-o", filepath.Join(wardenDir, "slipway-warden"), "slipway.dev/slipway/cmd/slipway-warden")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			wardenErr = fmt.Errorf("%w\n%s", err, out)
@@ -90,7 +99,7 @@ type machine struct {
 	images   *image.Store
 	networks *network.Manager
 	bus      *event.Bus
-	crashed  bool
+	down     bool // crashed or stopped, and not opened again
 }
 
 const busybox = "/bin/busybox"
@@ -132,6 +141,7 @@ func (m *machine) open() {
 		}
 	}
 	var err error
+	m.down = false
 	m.bus = event.NewBus(1000)
 	m.client, err = warden.Connect(ctx, warden.Options{
 		Socket: m.dir + "/w.sock", Executable: wardenProgram(m.t), StateDir: m.dir + "/warden", RootDir: m.dir + "/containers", Log: m.log(),
@@ -168,6 +178,7 @@ func (m *machine) stopDaemon() {
 }
 
 func (m *machine) closeRest() {
+	m.down = true
 	if err := m.networks.Close(); err != nil {
 		m.t.Error("close networks:", err)
 	}
@@ -181,6 +192,9 @@ func (m *machine) closeRest() {
 
 func (m *machine) teardown() {
 	ctx := context.Background()
+	if m.down { // a test failed in between: its containers must go all the same
+		m.open()
+	}
 	for _, c := range m.all() {
 		if err := m.Remove(ctx, c.id, RemoveOptions{Force: true, Volumes: true}); err != nil {
 			m.t.Log("remove:", err)
