@@ -96,7 +96,7 @@ func (r *resource) view(o store.Object) (runtime.Object, error) {
 	if r.gvk == r.kind.GVK {
 		return o, nil
 	}
-	internal, err := toInternal(o, r.gvk.Group)
+	internal, err := toInternal(o, r.kind.GVK.Group)
 	if err != nil {
 		return nil, err
 	}
