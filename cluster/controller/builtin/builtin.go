@@ -11,25 +11,41 @@ import (
 	"slipway.dev/slipway/cluster/controller/deployment"
 	"slipway.dev/slipway/cluster/controller/endpoints"
 	"slipway.dev/slipway/cluster/controller/endpointslice"
+	"slipway.dev/slipway/cluster/controller/garbage"
+	"slipway.dev/slipway/cluster/controller/namespace"
 	"slipway.dev/slipway/cluster/controller/replicaset"
+	"slipway.dev/slipway/cluster/controller/serviceaccount"
 	"slipway.dev/slipway/cluster/scheduler"
+	"slipway.dev/slipway/cluster/store"
 )
 
 // Options are what the controllers need beyond what all of them share.
 type Options struct {
 	controller.Deps
+	// Kinds are all kinds of the store: what namespaces contain and owners own.
+	Kinds []store.Kind
+	// RootCA is the cluster's certificate authority in PEM, published to every namespace;
+	// nil publishes none.
+	RootCA []byte
 }
 
 // All is every controller, and the scheduler. None of them has been started.
 func All(o Options) []controller.Controller {
 	d := o.Deps
-	return []controller.Controller{
+	all := []controller.Controller{
 		deployment.New(d),
 		replicaset.New(d),
 		endpointslice.New(d),
 		endpoints.New(d),
+		namespace.New(d, o.Kinds),
+		garbage.New(d, o.Kinds),
+		serviceaccount.NewAccounts(d),
 		scheduler.New(scheduler.Options{Reader: d.Reader, Writer: d.Writer, Events: d.Events, Log: d.Log}),
 	}
+	if o.RootCA != nil {
+		all = append(all, serviceaccount.NewRootCA(d, o.RootCA))
+	}
+	return all
 }
 
 // Run runs controllers until ctx ends, and waits for all of them. The first one that ends
