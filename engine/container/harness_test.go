@@ -29,7 +29,10 @@ import (
 	"slipway.dev/slipway/engine/warden"
 )
 
-const netnsEnv = "SLIPWAY_TEST_IN_NETNS"
+const (
+	netnsEnv  = "SLIPWAY_TEST_IN_NETNS"
+	wardenEnv = "SLIPWAY_TEST_WARDEN"
+)
 
 // TestMain moves the test binary, and with it the warden that it starts, into a network
 // namespace of its own: bridges and rules of these tests are nobody else's business.
@@ -73,6 +76,9 @@ var (
 // wardenProgram builds the real warden, once.
 func wardenProgram(t testing.TB) string {
 	t.Helper()
+	if p := os.Getenv(wardenEnv); p != "" { // in a child of a test, which must not build and leave one more
+		return p
+	}
 	wardenOnce.Do(func() {
 		wardenDir, wardenErr = os.MkdirTemp("", "slipway-warden-")
 		if wardenErr != nil {
