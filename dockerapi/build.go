@@ -15,6 +15,7 @@ import (
 
 	"slipway.dev/slipway/engine/build"
 	buildprogress "slipway.dev/slipway/engine/build/progress"
+	"slipway.dev/slipway/engine/image"
 )
 
 // Builder is what this package needs of engine/build.
@@ -152,7 +153,7 @@ func jsonParam(r *request, name string, v any) error {
 }
 
 // buildAuth finds the credentials for a registry. Docker Hub has three names.
-func buildAuth(auths map[string]registry.AuthConfig) build.Auth {
+func buildAuth(auths map[string]registry.AuthConfig) image.AuthFunc {
 	return func(host string) (string, string, error) {
 		names := []string{host, "https://" + host, "http://" + host}
 		if strings.HasSuffix(host, "docker.io") {
