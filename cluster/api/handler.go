@@ -216,7 +216,7 @@ func (c *call) handle(r *resource) {
 		err = c.s.reader.watch(c.w, c.req, r)
 	default:
 		h, ok := r.verbs[verb]
-		if !ok {
+		if !ok || c.misplaced(r) {
 			err = apierrors.NewMethodNotSupported(r.gvr.GroupResource(), verb)
 			break
 		}
@@ -225,6 +225,14 @@ func (c *call) handle(r *resource) {
 	if err != nil {
 		r.fail(c.w, c.req, err)
 	}
+}
+
+// misplaced is a verb on a collection that belongs on an object, or the other way round.
+func (c *call) misplaced(r *resource) bool {
+	if r.subresource != "" {
+		return false
+	}
+	return (c.info.Verb == "create") == (c.info.Name != "") && c.info.Verb != "deletecollection"
 }
 
 func (c *call) fail(err error) {

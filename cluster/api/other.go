@@ -32,7 +32,10 @@ type keyDocs struct{ config, jwks []byte }
 // serveOther answers every path that names no resource.
 func (s *Server) serveOther(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
-		s.failPlain(w, req, apierrors.NewMethodNotSupported(metav1.Unversioned.WithResource("").GroupResource(), strings.ToLower(req.Method)))
+		s.failPlain(w, req, &apierrors.StatusError{ErrStatus: metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusMethodNotAllowed, Reason: metav1.StatusReasonMethodNotAllowed,
+			Message: "the server does not allow this method on the requested resource", Details: &metav1.StatusDetails{},
+		}})
 		return
 	}
 	path := req.URL.Path

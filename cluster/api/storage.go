@@ -133,7 +133,7 @@ func (a *adapter) Versioner() storage.Versioner { return a.APIObjectVersioner }
 
 func (a *adapter) Create(ctx context.Context, key string, obj, out runtime.Object, _ uint64) error {
 	if rv, err := a.ObjectResourceVersion(obj); err == nil && rv != 0 {
-		return storage.ErrResourceVersionSetOnCreate
+		return apierrors.NewBadRequest(storage.ErrResourceVersionSetOnCreate.Error())
 	}
 	v1, err := toStored(obj, a.kind.GVK)
 	if err != nil {
