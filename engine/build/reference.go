@@ -75,8 +75,8 @@ func withSource(err error, def *pb.Definition) error {
 // locationsOf returns a vertex's places. A download has none of its own: it has those of
 // the ADD that uses it.
 func locationsOf(def *pb.Definition, vertex string) []*pb.Location {
-	if locs := def.Source.Locations[vertex]; locs != nil {
-		return locs.Locations
+	if locs := def.Source.Locations[vertex].GetLocations(); len(locs) > 0 {
+		return locs
 	}
 	for _, data := range def.Def {
 		var o pb.Op
@@ -87,8 +87,8 @@ func locationsOf(def *pb.Definition, vertex string) []*pb.Location {
 			if in.Digest != vertex {
 				continue
 			}
-			if locs := def.Source.Locations[digest.FromBytes(data).String()]; locs != nil {
-				return locs.Locations
+			if locs := def.Source.Locations[digest.FromBytes(data).String()].GetLocations(); len(locs) > 0 {
+				return locs
 			}
 		}
 	}

@@ -2,9 +2,6 @@ package buildcontext
 
 import (
 	"archive/tar"
-	"bufio"
-	"bytes"
-	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -12,15 +9,12 @@ import (
 	"hash"
 	"io"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/containerd/continuity/fs"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -163,7 +157,7 @@ func (x *extractor) run() error {
 		if x.entries++; x.entries > x.opts.Limits.Entries {
 			return x.refuse("", "more than %d entries", x.opts.Limits.Entries)
 		}
-		if err := x.ratio(0); err != nil {
+		if err := x.ratio(); err != nil {
 			return err
 		}
 		if err := x.entry(hdr, tr); err != nil {
@@ -178,8 +172,10 @@ func (x *extractor) run() error {
 	return nil
 }
 
-func (x *extractor) ratio(more int64) error {
-	out := x.plain.n + more
+// ratio refuses an archive that has become too much larger than what was sent. Sparse
+// files count with the size they get, which their archive does not hold.
+func (x *extractor) ratio() error {
+	out := max(x.plain.n, x.written)
 	if out > ratioFloor && out/max(x.packed.n, 1) > x.opts.Limits.Ratio {
 		return x.refuse("", "expands to more than %d times its size: refusing a decompression bomb", x.opts.Limits.Ratio)
 	}
@@ -378,10 +374,6 @@ func (x *extractor) regular(hdr *tar.Header, p string, body io.Reader) (digest.D
 	if hdr.Size < 0 || hdr.Size > x.opts.Limits.Bytes-x.written {
 		return "", x.refuse(hdr.Name, "more than %d bytes of content in all", x.opts.Limits.Bytes)
 	}
-	// A sparse file claims a size that its archive does not hold.
-	if err := x.ratio(hdr.Size); err != nil {
-		return "", err
-	}
 	f, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return "", x.refuse(hdr.Name, "%v", err)
@@ -393,12 +385,15 @@ func (x *extractor) regular(hdr *tar.Header, p string, body io.Reader) (digest.D
 		sum = sha256.New()
 		w = io.MultiWriter(f, sum)
 	}
-	n, err := io.CopyBuffer(onlyWriter{w}, body, x.buf)
-	x.written += n
+	_, err = io.CopyBuffer(&measured{x, w}, body, x.buf)
 	if err == nil {
 		err = f.Close()
 	}
 	if err != nil {
+		var refused *Error
+		if errors.As(err, &refused) {
+			return "", err
+		}
 		return "", x.refuse(hdr.Name, "write content: %v", err)
 	}
 	if sum == nil {
@@ -407,8 +402,20 @@ func (x *extractor) regular(hdr *tar.Header, p string, body io.Reader) (digest.D
 	return digest.NewDigest(digest.SHA256, sum), nil
 }
 
-// onlyWriter hides ReadFrom, which would bypass the copy buffer.
-type onlyWriter struct{ io.Writer }
+// measured counts what is written. It also hides ReadFrom, which would bypass the buffer.
+type measured struct {
+	x *extractor
+	w io.Writer
+}
+
+func (m *measured) Write(p []byte) (int, error) {
+	n, err := m.w.Write(p)
+	m.x.written += int64(n)
+	if err == nil {
+		err = m.x.ratio()
+	}
+	return n, err
+}
 
 func (x *extractor) hardlink(hdr *tar.Header, name, p string) error {
 	target, err := x.cleanName(hdr.Linkname)
@@ -525,89 +532,4 @@ func setTime(p string, at time.Time) error {
 		return &os.PathError{Op: "utimes", Path: p, Err: err}
 	}
 	return nil
-}
-
-var magics = []struct {
-	prefix []byte
-	open   func(context.Context, io.Reader) (io.ReadCloser, error)
-}{
-	{[]byte{0x1f, 0x8b, 0x08}, func(_ context.Context, r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
-	{[]byte("BZh"), func(_ context.Context, r io.Reader) (io.ReadCloser, error) {
-		return io.NopCloser(bzip2.NewReader(r)), nil
-	}},
-	{[]byte{0x28, 0xb5, 0x2f, 0xfd}, openZstd},
-	{[]byte{0xfd, '7', 'z', 'X', 'Z', 0}, openXz},
-}
-
-// Decompress recognises gzip, bzip2, zstd and xz by content; anything else is passed on.
-func Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, 64<<10)
-	head, err := br.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read archive: %w", err)
-	}
-	for _, m := range magics {
-		if bytes.HasPrefix(head, m.prefix) {
-			return m.open(ctx, br)
-		}
-	}
-	return io.NopCloser(br), nil
-}
-
-func openZstd(_ context.Context, r io.Reader) (io.ReadCloser, error) {
-	// The window is what an archive can make the daemon allocate.
-	d, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderConcurrency(1))
-	if err != nil {
-		return nil, err
-	}
-	return d.IOReadCloser(), nil
-}
-
-// openXz runs the xz program: no Go package for it is as well tried, and Docker does the
-// same.
-func openXz(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	bin, err := exec.LookPath("xz")
-	if err != nil {
-		return nil, errors.New("xz-compressed, and the xz program is not installed here: install xz-utils, or use gzip or zstd")
-	}
-	cmd := exec.CommandContext(ctx, bin, "-d", "-c", "-q")
-	cmd.Stdin = r
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start xz: %w", err)
-	}
-	return &xzReader{ReadCloser: out, cmd: cmd, complaint: &complaint}, nil
-}
-
-type xzReader struct {
-	io.ReadCloser
-	cmd       *exec.Cmd
-	complaint *bytes.Buffer
-	waited    bool
-}
-
-func (x *xzReader) Read(p []byte) (int, error) {
-	n, err := x.ReadCloser.Read(p)
-	if err == io.EOF && !x.waited {
-		x.waited = true
-		if werr := x.cmd.Wait(); werr != nil {
-			return n, fmt.Errorf("xz: %s", strings.TrimSpace(x.complaint.String()))
-		}
-	}
-	return n, err
-}
-
-func (x *xzReader) Close() error {
-	err := x.ReadCloser.Close()
-	if !x.waited {
-		x.waited = true
-		_ = x.cmd.Process.Kill()
-		_ = x.cmd.Wait() // killed on purpose: its status says nothing
-	}
-	return err
 }

@@ -160,7 +160,7 @@ func (s *Store) spool(ctx context.Context, r io.Reader) (*os.File, string, error
 	_ = os.Remove(f.Name()) // Open sweeps it should this fail
 	sum := sha256.New()
 	limit := s.limits.Bytes + s.limits.Bytes/8 // headers come on top of content
-	n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(f, sum)}, io.LimitReader(&ctxReader{ctx, r}, limit+1), make([]byte, 256<<10))
+	n, err := io.CopyBuffer(io.MultiWriter(f, sum), io.LimitReader(&ctxReader{ctx, r}, limit+1), make([]byte, 256<<10))
 	if err == nil && n > limit {
 		err = &Error{Kind: "build context", Reason: fmt.Sprintf("larger than %d bytes", limit)}
 	}

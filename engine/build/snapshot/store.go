@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,7 +111,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open build cache: %w", err)
 	}
-	if err := s.load(); err != nil {
+	err = s.load()
+	if err == nil {
+		err = s.releaseStrays(ctx)
+	}
+	if err != nil {
 		s.db.Close()
 		return nil, fmt.Errorf("open build cache: %w", err)
 	}
@@ -240,9 +245,18 @@ func (s *Store) Save(res solver.Result, created time.Time) (solver.CacheResult, 
 	if r == nil {
 		return solver.CacheResult{}, fmt.Errorf("build cache has no record %s", res.ID())
 	}
-	if !r.saved {
-		r.saved, r.dirty = true, true
+	if r.saved {
+		return solver.CacheResult{ID: r.ID, CreatedAt: created}, nil
 	}
+	// Written at once: a build that is killed goes on from its last finished step.
+	data, err := json.Marshal(r)
+	if err != nil {
+		return solver.CacheResult{}, fmt.Errorf("write build cache: %w", err)
+	}
+	if err := s.put(map[string][]byte{r.ID: data}); err != nil {
+		return solver.CacheResult{}, err
+	}
+	r.saved = true
 	return solver.CacheResult{ID: r.ID, CreatedAt: created}, nil
 }
 
@@ -290,11 +304,14 @@ func (s *Store) Exists(_ context.Context, id string) bool {
 }
 
 // Settle is called when a build has ended: layers that are not yet on disk go there
-// together, then the records that name them, and records of nobody's results are
-// forgotten.
+// together, then the records that name them; results that nobody kept are forgotten.
 func (s *Store) Settle(ctx context.Context) error {
 	before := s.now()
-	if s.forget() > 0 {
+	chains, unsynced := s.forget()
+	if err := s.unlease(ctx, chains); err != nil {
+		return err
+	}
+	if unsynced > 0 {
 		if err := s.images.Sync(ctx); err != nil {
 			return fmt.Errorf("write build cache: %w", err)
 		}
@@ -314,20 +331,70 @@ func (s *Store) Durable(before time.Time) {
 	}
 }
 
-// forget drops unsaved records without users and counts those that are not durable.
-func (s *Store) forget() int {
+// forget drops unsaved records without users. It returns the chains that no record names
+// any more, and how many records are not durable.
+func (s *Store) forget() (chains []digest.Digest, unsynced int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
+	var gone []*record
 	for id, r := range s.records {
 		switch {
 		case !r.saved && r.refs <= 0:
 			delete(s.records, id)
+			gone = append(gone, r)
 		case r.saved && r.Boot == s.boot && r.size() > 0:
-			n++
+			unsynced++
 		}
 	}
-	return n
+	return s.unnamedLocked(gone), unsynced
+}
+
+// unnamedLocked returns the chains of dropped records that no other record names.
+func (s *Store) unnamedLocked(gone []*record) []digest.Digest {
+	if len(gone) == 0 {
+		return nil
+	}
+	candidates := map[digest.Digest]bool{}
+	for _, r := range gone {
+		if c := r.Chain(); c != "" {
+			candidates[c] = true
+		}
+	}
+	for _, r := range s.records {
+		delete(candidates, r.Chain())
+	}
+	return slices.Collect(maps.Keys(candidates))
+}
+
+// unlease gives chains to the collector.
+func (s *Store) unlease(ctx context.Context, chains []digest.Digest) error {
+	for _, c := range chains {
+		err := s.images.Leases().DeleteResource(s.images.Context(ctx), leases.Lease{ID: leaseID}, leaseResource(c))
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("release layers %s: %w", c, err)
+		}
+	}
+	return nil
+}
+
+// releaseStrays ends the lease on chains that a killed daemon committed and did not
+// record.
+func (s *Store) releaseStrays(ctx context.Context) error {
+	held, err := s.images.Leases().ListResources(s.images.Context(ctx), leases.Lease{ID: leaseID})
+	if err != nil {
+		return fmt.Errorf("list lease: %w", err)
+	}
+	named := map[string]bool{}
+	for _, r := range s.records {
+		named[r.Chain().String()] = true
+	}
+	var strays []digest.Digest
+	for _, h := range held {
+		if !named[h.ID] {
+			strays = append(strays, digest.Digest(h.ID))
+		}
+	}
+	return s.unlease(ctx, strays)
 }
 
 // Bytes is the size of all layers that saved records added.
@@ -360,6 +427,10 @@ func (s *Store) flush() error {
 	if len(rows) == 0 {
 		return nil
 	}
+	return s.put(rows)
+}
+
+func (s *Store) put(rows map[string][]byte) error {
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketResults)
 		for id, data := range rows {
@@ -428,11 +499,8 @@ func (s *Store) Remove(ctx context.Context, ids []string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prune build cache: %w", err)
 	}
-	for _, c := range chains {
-		err := s.images.Leases().DeleteResource(s.images.Context(ctx), leases.Lease{ID: leaseID}, leaseResource(c))
-		if err != nil && !errdefs.IsNotFound(err) {
-			return nil, fmt.Errorf("prune build cache: release layers %s: %w", c, err)
-		}
+	if err := s.unlease(ctx, chains); err != nil {
+		return nil, fmt.Errorf("prune build cache: %w", err)
 	}
 	return gone, nil
 }
@@ -441,7 +509,7 @@ func (s *Store) Remove(ctx context.Context, ids []string) ([]string, error) {
 func (s *Store) drop(ids []string) (gone []string, chains []digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	candidates := map[digest.Digest]bool{}
+	var dropped []*record
 	for _, id := range ids {
 		r := s.records[id]
 		if r == nil || r.refs > 0 {
@@ -449,17 +517,9 @@ func (s *Store) drop(ids []string) (gone []string, chains []digest.Digest) {
 		}
 		delete(s.records, id)
 		gone = append(gone, id)
-		if c := r.Chain(); c != "" {
-			candidates[c] = true
-		}
+		dropped = append(dropped, r)
 	}
-	for _, r := range s.records {
-		delete(candidates, r.Chain())
-	}
-	for c := range candidates {
-		chains = append(chains, c)
-	}
-	return gone, chains
+	return gone, s.unnamedLocked(dropped)
 }
 
 // RemoveViews forgets the records of contexts that are no longer there.
