@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/moby/buildkit/util/overlay"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
@@ -277,7 +276,7 @@ func (s *Store) CopyLayer(ctx context.Context, parent digest.Digest, upper strin
 	pr, pw := io.Pipe()
 	written := make(chan error, 1)
 	go func() {
-		err := overlay.WriteUpperdir(ctx, pw, upper, d.lowerMounts())
+		err := d.writeTar(ctx, pw, upper)
 		pw.CloseWithError(err)
 		written <- err
 	}()

@@ -13,63 +13,15 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
-	"github.com/moby/buildkit/util/overlay"
 	"github.com/opencontainers/go-digest"
 	"github.com/vbatts/tar-split/tar/asm"
 	"golang.org/x/sys/unix"
 )
 
 const mntDetach = unix.MNT_DETACH
-
-// LayerMeta is what Commit may be told about a layer.
-type LayerMeta struct{}
-
-// Commit digests the draft's directory, once, and makes it a layer on its parent. The
-// draft must not be mounted any more. The layer is durable after Sync or WriteImage.
-// Call it under a lease, or nothing keeps the layer from the collector.
-func (d *LayerDraft) Commit(ctx context.Context, _ LayerMeta) (Layer, error) {
-	defer d.Discard()
-	var (
-		sum  digest.Digest
-		size int64
-	)
-	err := d.store.limited(ctx, func() (err error) {
-		sum, size, err = d.digest(ctx)
-		return err
-	})
-	if err != nil {
-		return Layer{}, fmt.Errorf("commit layer: %w", err)
-	}
-	return d.adopt(d.store.scope(ctx), sum, size)
-}
-
-// digest writes the draft as a tar to nowhere, keeping its headers and its digest.
-func (d *LayerDraft) digest(ctx context.Context) (digest.Digest, int64, error) {
-	headers, err := newHeaderWriter(d.dir+"/"+headersFile, d.store.limits.Entries)
-	if err != nil {
-		return "", 0, err
-	}
-	hashed := digest.Canonical.Digester()
-	split := newSplitter(headers, hashed.Hash())
-	err = overlay.WriteUpperdir(ctx, split, d.Upper, d.lowerMounts())
-	if err := errors.Join(err, split.Close(), headers.Close()); err != nil {
-		return "", 0, err
-	}
-	return hashed.Digest(), headers.length, nil
-}
-
-// lowerMounts is the parent, read-only, as the differ wants to see it.
-func (d *LayerDraft) lowerMounts() []mount.Mount {
-	if len(d.Lower) == 1 {
-		return []mount.Mount{{Type: "bind", Source: d.Lower[0], Options: []string{"ro", "rbind"}}}
-	}
-	opts := append([]string{"lowerdir=" + strings.Join(d.Lower, ":"), "ro"}, overlayOptions[:3]...)
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: opts}}
-}
 
 // splitter is a writer that takes a tar apart into a header stream, while it is hashed.
 type splitter struct {
