@@ -29,16 +29,23 @@ const (
 // no names it is dangling. The configuration's rootfs is filled in from the chain. All is
 // durable when it returns.
 func (s *Store) WriteImage(ctx context.Context, config []byte, chain digest.Digest, names []string) (Image, error) {
+	tags, err := parseTags(names)
+	if err != nil {
+		return Image{}, err
+	}
+	doc, err := s.document(config, chain)
+	if err != nil {
+		return Image{}, fmt.Errorf("write image: %w", err)
+	}
+	if now := s.names.snapshot(); doc.isNamed(now, tags) {
+		return s.read(s.scope(ctx), now, doc.target) // the same build again: all of it is on disk
+	}
 	ctx, done, err := s.Lease(ctx)
 	if err != nil {
 		return Image{}, err
 	}
 	defer done()
-	tags, err := parseTags(names)
-	if err != nil {
-		return Image{}, err
-	}
-	target, err := s.writeLocal(ctx, config, chain)
+	target, err := s.writeDocument(ctx, doc)
 	if err != nil {
 		return Image{}, fmt.Errorf("write image: %w", err)
 	}
@@ -77,33 +84,64 @@ func (s *Store) name(ctx context.Context, target ocispec.Descriptor, tags []stri
 	})
 }
 
-// writeLocal writes a configuration and the local manifest over it.
-func (s *Store) writeLocal(ctx context.Context, config []byte, chainID digest.Digest) (ocispec.Descriptor, error) {
+// imageDocument is a configuration and the local manifest over it, not written yet.
+type imageDocument struct {
+	config, manifest []byte
+	configDigest     digest.Digest
+	target           ocispec.Descriptor
+	chain            digest.Digest
+}
+
+func (s *Store) document(config []byte, chainID digest.Digest) (d imageDocument, err error) {
 	chain, err := s.Chain(chainID)
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return d, err
 	}
-	config, err = withRootFS(config, chain)
-	if err != nil {
-		return ocispec.Descriptor{}, err
+	d.chain = chainID
+	if d.config, err = withRootFS(config, chain); err != nil {
+		return d, err
 	}
-	labels := map[string]string{}
-	if chainID != "" {
-		labels[labelChainRef] = chainID.String()
-	}
-	cfg, err := s.writeBlob(ctx, ocispec.MediaTypeImageConfig, config, labels)
-	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("configuration: %w", err)
-	}
-	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg, Layers: []ocispec.Descriptor{}}
+	d.configDigest = digest.FromBytes(d.config)
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
+	m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: d.configDigest, Size: int64(len(d.config))}
 	for _, l := range chain.Layers {
 		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: l.Size})
 	}
-	raw, err := json.Marshal(m)
+	if d.manifest, err = json.Marshal(m); err != nil {
+		return d, err
+	}
+	d.target = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(d.manifest), Size: int64(len(d.manifest))}
+	return d, nil
+}
+
+// isNamed reports whether the image exists and has these names, or any when there are none.
+func (d imageDocument) isNamed(now map[string]record, tags []string) bool {
+	for _, t := range tags {
+		if now[t].Target.Digest != d.target.Digest {
+			return false
+		}
+	}
+	return len(tags) > 0 || len(namesOf(now, d.target.Digest)) > 0
+}
+
+// writeLocal writes a configuration and the local manifest over it.
+func (s *Store) writeLocal(ctx context.Context, config []byte, chainID digest.Digest) (ocispec.Descriptor, error) {
+	d, err := s.document(config, chainID)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return s.writeBlob(ctx, ocispec.MediaTypeImageManifest, raw, map[string]string{labelConfigRef: cfg.Digest.String()})
+	return s.writeDocument(ctx, d)
+}
+
+func (s *Store) writeDocument(ctx context.Context, d imageDocument) (ocispec.Descriptor, error) {
+	labels := map[string]string{}
+	if d.chain != "" {
+		labels[labelChainRef] = d.chain.String()
+	}
+	if _, err := s.writeBlob(ctx, ocispec.MediaTypeImageConfig, d.config, labels); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("configuration: %w", err)
+	}
+	return s.writeBlob(ctx, d.target.MediaType, d.manifest, map[string]string{labelConfigRef: d.configDigest.String()})
 }
 
 // withRootFS sets rootfs in a configuration and leaves every other field, known to us or
