@@ -1,0 +1,464 @@
+package job
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"slipway.dev/slipway/cluster/controller"
+)
+
+const (
+	firstBackoff = 10 * time.Second
+	lastBackoff  = 10 * time.Minute
+	burst        = 500
+)
+
+type event struct {
+	warning         bool
+	reason, message string
+}
+
+// plan is what one look at a job decides.
+type plan struct {
+	status  batchv1.JobStatus
+	events  []event
+	release []*corev1.Pod
+	remove  []*corev1.Pod
+	create  []*corev1.Pod
+	again   time.Duration
+}
+
+// work is the state of a decision.
+type work struct {
+	j    *batchv1.Job
+	pods []*corev1.Pod
+	now  time.Time
+	plan plan
+	s    *batchv1.JobStatus // plan.status
+
+	active  []*corev1.Pod
+	done    indexes // completed, of an indexed job
+	success int32   // counted and about to be
+	failure int32
+}
+
+func decide(j *batchv1.Job, pods []*corev1.Pod, now time.Time) plan {
+	w := &work{j: j, pods: pods, now: now}
+	w.plan.status = *j.Status.DeepCopy()
+	w.s = &w.plan.status
+	w.begin()
+	w.count()
+	verdict := w.verdict()
+	w.actives()
+	switch {
+	case verdict != nil:
+		w.end(*verdict)
+	case suspended(j):
+		w.plan.remove = w.active
+		w.s.Active = 0
+	case j.DeletionTimestamp == nil:
+		w.fill()
+	}
+	return w.plan
+}
+
+func suspended(j *batchv1.Job) bool { return j.Spec.Suspend != nil && *j.Spec.Suspend }
+
+func indexed(j *batchv1.Job) bool {
+	return j.Spec.CompletionMode != nil && *j.Spec.CompletionMode == batchv1.IndexedCompletion
+}
+
+func finished(j *batchv1.Job) bool {
+	return has(&j.Status, batchv1.JobComplete) || has(&j.Status, batchv1.JobFailed)
+}
+
+func has(s *batchv1.JobStatus, t batchv1.JobConditionType) bool {
+	c := find(s, t)
+	return c != nil && c.Status == corev1.ConditionTrue
+}
+
+func find(s *batchv1.JobStatus, t batchv1.JobConditionType) *batchv1.JobCondition {
+	for i := range s.Conditions {
+		if s.Conditions[i].Type == t {
+			return &s.Conditions[i]
+		}
+	}
+	return nil
+}
+
+func (w *work) condition(t batchv1.JobConditionType, status corev1.ConditionStatus, reason, message string) {
+	at := metav1.NewTime(w.now).Rfc3339Copy()
+	c := batchv1.JobCondition{Type: t, Status: status, Reason: reason, Message: message, LastProbeTime: at, LastTransitionTime: at}
+	if old := find(w.s, t); old != nil {
+		if old.Status != status {
+			*old = c
+		}
+		return
+	}
+	w.s.Conditions = append(w.s.Conditions, c)
+}
+
+// begin notes when the job starts, and when it is suspended and resumed.
+func (w *work) begin() {
+	at := metav1.NewTime(w.now).Rfc3339Copy()
+	switch {
+	case suspended(w.j) && !has(w.s, batchv1.JobSuspended):
+		w.condition(batchv1.JobSuspended, corev1.ConditionTrue, "JobSuspended", "Job suspended")
+		w.plan.events = append(w.plan.events, event{reason: "Suspended", message: "Job suspended"})
+	case !suspended(w.j) && has(w.s, batchv1.JobSuspended):
+		w.condition(batchv1.JobSuspended, corev1.ConditionFalse, "JobResumed", "Job resumed")
+		w.s.StartTime = &at // the deadline begins anew
+		w.plan.events = append(w.plan.events, event{reason: "Resumed", message: "Job resumed"})
+	case !suspended(w.j) && w.s.StartTime == nil:
+		w.s.StartTime = &at
+	}
+	if w.s.UncountedTerminatedPods == nil {
+		w.s.UncountedTerminatedPods = &batchv1.UncountedTerminatedPods{}
+	}
+}
+
+func failed(p *corev1.Pod, j *batchv1.Job) bool {
+	if p.Status.Phase == corev1.PodFailed {
+		return true
+	}
+	onlyFailed := j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
+	return !onlyFailed && p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded
+}
+
+// count moves pods through the two steps of being counted, and sums up.
+func (w *work) count() {
+	held := map[types.UID]bool{}
+	for _, p := range w.pods {
+		held[p.UID] = tracked(p)
+	}
+	u := w.s.UncountedTerminatedPods
+	// Whoever has lost its finalizer since its UID was written down is counted for good.
+	settle := func(uids []types.UID, counter *int32) []types.UID {
+		return slices.DeleteFunc(uids, func(uid types.UID) bool {
+			if held[uid] {
+				return false
+			}
+			*counter++
+			return true
+		})
+	}
+	u.Succeeded = settle(u.Succeeded, &w.s.Succeeded)
+	u.Failed = settle(u.Failed, &w.s.Failed)
+	if indexed(w.j) {
+		w.done = parseIndexes(w.s.CompletedIndexes)
+	}
+	for _, p := range w.pods {
+		w.countPod(p)
+	}
+	if indexed(w.j) {
+		w.s.CompletedIndexes = w.done.String()
+		w.s.Succeeded = int32(len(w.done))
+	}
+	w.success = w.s.Succeeded + int32(len(u.Succeeded))
+	w.failure = w.s.Failed + int32(len(u.Failed))
+}
+
+func (w *work) countPod(p *corev1.Pod) {
+	u := w.s.UncountedTerminatedPods
+	if !tracked(p) || (p.Status.Phase != corev1.PodSucceeded && !failed(p, w.j)) {
+		return
+	}
+	w.plan.release = append(w.plan.release, p)
+	switch {
+	case p.Status.Phase == corev1.PodSucceeded && indexed(w.j):
+		// The list of completed indexes says it once by itself.
+		if i, ok := indexOf(p); ok && i < completions(w.j) {
+			w.done = w.done.with(i)
+		}
+	case p.Status.Phase == corev1.PodSucceeded && !slices.Contains(u.Succeeded, p.UID):
+		u.Succeeded = append(u.Succeeded, p.UID)
+	case p.Status.Phase != corev1.PodSucceeded && !slices.Contains(u.Failed, p.UID):
+		u.Failed = append(u.Failed, p.UID)
+	}
+}
+
+// actives counts the pods that run or will.
+func (w *work) actives() {
+	ready, terminating := int32(0), int32(0)
+	for _, p := range w.pods {
+		switch {
+		case controller.Active(p):
+			w.active = append(w.active, p)
+			if controller.Ready(p) {
+				ready++
+			}
+		case p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed:
+			terminating++
+		}
+	}
+	w.s.Active, w.s.Ready, w.s.Terminating = int32(len(w.active)), &ready, &terminating
+}
+
+// outcome is how a job ends.
+type outcome struct {
+	ok              bool
+	reason, message string
+}
+
+// verdict says whether and how the job ends; nil while it goes on.
+func (w *work) verdict() *outcome {
+	for _, t := range []batchv1.JobConditionType{batchv1.JobSuccessCriteriaMet, batchv1.JobFailureTarget} {
+		if has(w.s, t) { // decided before, and waiting for its pods to end
+			c := find(w.s, t)
+			return &outcome{t == batchv1.JobSuccessCriteriaMet, c.Reason, c.Message}
+		}
+	}
+	limit := int32(6)
+	if w.j.Spec.BackoffLimit != nil {
+		limit = *w.j.Spec.BackoffLimit
+	}
+	switch {
+	case w.failure > limit, w.restarts(limit):
+		return &outcome{false, batchv1.JobReasonBackoffLimitExceeded, "Job has reached the specified backoff limit"}
+	case w.late():
+		return &outcome{false, batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline"}
+	case w.complete():
+		return &outcome{true, batchv1.JobReasonCompletionsReached, "Reached expected number of succeeded pods"}
+	}
+	return nil
+}
+
+// restarts says whether containers that are restarted in place have failed too often.
+func (w *work) restarts(limit int32) bool {
+	if w.j.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyOnFailure {
+		return false
+	}
+	n := int32(0)
+	for _, p := range w.pods {
+		if p.Status.Phase != corev1.PodRunning && p.Status.Phase != corev1.PodPending {
+			continue
+		}
+		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+			for i := range list {
+				n += list[i].RestartCount
+			}
+		}
+	}
+	return n > 0 && n >= limit
+}
+
+// late also plans to look again when the deadline comes.
+func (w *work) late() bool {
+	if w.j.Spec.ActiveDeadlineSeconds == nil || w.s.StartTime == nil || suspended(w.j) {
+		return false
+	}
+	left := w.s.StartTime.Add(time.Duration(*w.j.Spec.ActiveDeadlineSeconds) * time.Second).Sub(w.now)
+	if left <= 0 {
+		return true
+	}
+	w.lookAgain(left)
+	return false
+}
+
+func (w *work) lookAgain(d time.Duration) {
+	if w.plan.again == 0 || d < w.plan.again {
+		w.plan.again = d
+	}
+}
+
+func completions(j *batchv1.Job) int32 {
+	if j.Spec.Completions == nil {
+		return 0
+	}
+	return *j.Spec.Completions
+}
+
+func parallelism(j *batchv1.Job) int32 {
+	if j.Spec.Parallelism == nil {
+		return 1
+	}
+	return *j.Spec.Parallelism
+}
+
+func (w *work) complete() bool {
+	if w.j.Spec.Completions == nil {
+		// A work queue is empty when one worker says so and all have ended.
+		for _, p := range w.pods {
+			if controller.Active(p) {
+				return false
+			}
+		}
+		return w.success > 0
+	}
+	return w.success >= *w.j.Spec.Completions
+}
+
+// end stops what still runs; the final condition follows when nothing does and all is counted.
+func (w *work) end(o outcome) {
+	first, last := batchv1.JobFailureTarget, batchv1.JobFailed
+	if o.ok {
+		first, last = batchv1.JobSuccessCriteriaMet, batchv1.JobComplete
+	}
+	w.condition(first, corev1.ConditionTrue, o.reason, o.message)
+	w.plan.remove = w.active
+	w.plan.again = 0
+	u := w.s.UncountedTerminatedPods
+	if len(w.active) > 0 || *w.s.Terminating > 0 || len(u.Succeeded)+len(u.Failed) > 0 {
+		return
+	}
+	at := metav1.NewTime(w.now).Rfc3339Copy()
+	if w.s.StartTime == nil {
+		w.s.StartTime = &at
+	}
+	w.condition(last, corev1.ConditionTrue, o.reason, o.message)
+	if o.ok {
+		w.s.CompletionTime = &at
+		w.plan.events = append(w.plan.events, event{reason: "Completed", message: "Job completed"})
+		return
+	}
+	w.plan.events = append(w.plan.events, event{warning: true, reason: o.reason, message: o.message})
+}
+
+// fill creates the pods that are missing and deletes those that are too many.
+func (w *work) fill() {
+	want := w.wanted()
+	active := int32(len(w.active))
+	if active > want {
+		onNode := map[string]int{}
+		for _, p := range w.active {
+			onNode[p.Spec.NodeName]++
+		}
+		slices.SortStableFunc(w.active, func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode, w.now) })
+		w.plan.remove = w.active[:active-want]
+		return
+	}
+	missing := min(want-active, burst)
+	if onlyFailed := w.j.Spec.PodReplacementPolicy; onlyFailed != nil && *onlyFailed == batchv1.Failed {
+		missing -= *w.s.Terminating
+	}
+	if missing <= 0 {
+		return
+	}
+	if wait := w.backoff(); wait > 0 {
+		w.lookAgain(wait)
+		return
+	}
+	if indexed(w.j) {
+		for _, i := range w.freeIndexes(int(missing)) {
+			w.plan.create = append(w.plan.create, newIndexedPod(w.j, i))
+		}
+		return
+	}
+	for range missing {
+		w.plan.create = append(w.plan.create, newPod(w.j))
+	}
+}
+
+func (w *work) wanted() int32 {
+	if w.j.Spec.Completions != nil {
+		return max(0, min(*w.j.Spec.Completions-w.success, parallelism(w.j)))
+	}
+	if w.success > 0 {
+		return int32(len(w.active)) // no new workers once one has found the queue empty
+	}
+	return parallelism(w.j)
+}
+
+// backoff is how long to wait for the next pod, after the failures since the last success.
+func (w *work) backoff() time.Duration {
+	var success, failure time.Time
+	for _, p := range w.pods {
+		if p.Status.Phase == corev1.PodSucceeded && endedAt(p).After(success) {
+			success = endedAt(p)
+		}
+	}
+	n := 0
+	for _, p := range w.pods {
+		if !failed(p, w.j) || !endedAt(p).After(success) {
+			continue
+		}
+		n++
+		if endedAt(p).After(failure) {
+			failure = endedAt(p)
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	d := min(firstBackoff<<min(n-1, 10), lastBackoff)
+	return max(0, failure.Add(d).Sub(w.now))
+}
+
+func endedAt(p *corev1.Pod) time.Time {
+	var t time.Time
+	for i := range p.Status.ContainerStatuses {
+		if end := p.Status.ContainerStatuses[i].State.Terminated; end != nil && end.FinishedAt.After(t) {
+			t = end.FinishedAt.Time
+		}
+	}
+	switch {
+	case !t.IsZero():
+		return t
+	case p.DeletionTimestamp != nil:
+		return p.DeletionTimestamp.Time
+	}
+	if c := controller.Condition(&p.Status, corev1.PodReady); c != nil {
+		return c.LastTransitionTime.Time
+	}
+	return p.CreationTimestamp.Time
+}
+
+func newPod(j *batchv1.Job) *corev1.Pod {
+	pod := controller.PodFromTemplate(&j.Spec.Template, j, *metav1.NewControllerRef(j, gvk))
+	pod.Finalizers = append(pod.Finalizers, batchv1.JobTrackingFinalizer)
+	return pod
+}
+
+func indexOf(p *corev1.Pod) (int32, bool) {
+	n, err := strconv.ParseInt(p.Annotations[batchv1.JobCompletionIndexAnnotation], 10, 32)
+	return int32(n), err == nil && n >= 0
+}
+
+// freeIndexes are the first indexes that neither are done nor have a pod.
+func (w *work) freeIndexes(n int) []int32 {
+	busy := map[int32]bool{}
+	for _, p := range w.active {
+		if i, ok := indexOf(p); ok {
+			busy[i] = true
+		}
+	}
+	var out []int32
+	for i := int32(0); i < completions(w.j) && len(out) < n; i++ {
+		if _, done := slices.BinarySearch(w.done, i); !done && !busy[i] {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+func newIndexedPod(j *batchv1.Job, i int32) *corev1.Pod {
+	pod := newPod(j)
+	index := strconv.Itoa(int(i))
+	for _, m := range []*map[string]string{&pod.Labels, &pod.Annotations} {
+		if *m == nil {
+			*m = map[string]string{}
+		}
+		(*m)[batchv1.JobCompletionIndexAnnotation] = index
+	}
+	pod.Spec.Hostname = cmp.Or(pod.Spec.Hostname, fmt.Sprintf("%s-%s", j.Name, index))
+	pod.GenerateName = fmt.Sprintf("%s-%s-", j.Name, index)
+	env := corev1.EnvVar{Name: "JOB_COMPLETION_INDEX", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{
+		APIVersion: "v1", FieldPath: fmt.Sprintf("metadata.labels['%s']", batchv1.JobCompletionIndexAnnotation),
+	}}}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for c := range list {
+			if !slices.ContainsFunc(list[c].Env, func(e corev1.EnvVar) bool { return e.Name == env.Name }) {
+				list[c].Env = append(list[c].Env, env)
+			}
+		}
+	}
+	return pod
+}

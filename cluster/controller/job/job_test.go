@@ -1,0 +1,190 @@
+package job_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"slipway.dev/slipway/cluster/controller/controllertest"
+	"slipway.dev/slipway/cluster/controller/garbage"
+	"slipway.dev/slipway/cluster/controller/job"
+	"slipway.dev/slipway/cluster/store/kinds"
+)
+
+func newJob(change ...func(*batchv1.Job)) *batchv1.Job {
+	one, limit := int32(1), int32(2)
+	labels := map[string]string{"batch.kubernetes.io/job-name": "pi"}
+	j := &batchv1.Job{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pi"},
+		Spec: batchv1.JobSpec{
+			Completions: &one, Parallelism: &one, BackoffLimit: &limit, Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec:       corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c"}}},
+			},
+		},
+	}
+	for _, f := range change {
+		f(j)
+	}
+	return j
+}
+
+func size(completions, parallelism int32) func(*batchv1.Job) {
+	return func(j *batchv1.Job) { j.Spec.Completions, j.Spec.Parallelism = &completions, &parallelism }
+}
+
+// conditions are the true ones, sorted, with reasons.
+func conditions(j *batchv1.Job) string {
+	var out []string
+	for _, c := range j.Status.Conditions {
+		if c.Status == corev1.ConditionTrue {
+			out = append(out, string(c.Type)+"("+c.Reason+")")
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+func counts(j *batchv1.Job) string {
+	return fmt.Sprintf("active=%d succeeded=%d failed=%d", j.Status.Active, j.Status.Succeeded, j.Status.Failed)
+}
+
+func start(c *controllertest.Cluster, exit func(*corev1.Pod) (int32, time.Duration, bool)) {
+	c.Start(job.New(c.Deps), garbage.New(c.Deps, kinds.All()))
+	c.StartKubelet(&controllertest.Kubelet{Bind: "n1", Exit: exit})
+}
+
+func TestJobsEnd(t *testing.T) {
+	ok := func(*corev1.Pod) (int32, time.Duration, bool) { return 0, time.Second, true }
+	bad := func(*corev1.Pod) (int32, time.Duration, bool) { return 1, time.Second, true }
+	never := func(*corev1.Pod) (int32, time.Duration, bool) { return 0, 0, false }
+	seconds := func(n int64) func(*batchv1.Job) {
+		return func(j *batchv1.Job) { j.Spec.ActiveDeadlineSeconds = &n }
+	}
+	for _, tt := range []struct {
+		name               string
+		job                *batchv1.Job
+		exit               func(*corev1.Pod) (int32, time.Duration, bool)
+		conditions, counts string
+		pods               int
+	}{
+		{"one completion", newJob(), ok, "Complete(CompletionsReached) SuccessCriteriaMet(CompletionsReached)", "active=0 succeeded=1 failed=0", 1},
+		{"seven, three at a time", newJob(size(7, 3)), ok, "Complete(CompletionsReached) SuccessCriteriaMet(CompletionsReached)", "active=0 succeeded=7 failed=0", 7},
+		{"a work queue", newJob(func(j *batchv1.Job) { n := int32(3); j.Spec.Completions, j.Spec.Parallelism = nil, &n }), ok,
+			"Complete(CompletionsReached) SuccessCriteriaMet(CompletionsReached)", "active=0 succeeded=3 failed=0", 3},
+		{"too many failures", newJob(), bad, "Failed(BackoffLimitExceeded) FailureTarget(BackoffLimitExceeded)", "active=0 succeeded=0 failed=3", 3},
+		{"too long", newJob(seconds(30)), never, "Failed(DeadlineExceeded) FailureTarget(DeadlineExceeded)", "active=0 succeeded=0 failed=1", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			controllertest.Run(t, func(c *controllertest.Cluster) {
+				start(c, tt.exit)
+				j := controllertest.Create(c, tt.job)
+				c.Sleep(10 * time.Minute)
+				j = controllertest.Get(c, j)
+				if got := conditions(j); got != tt.conditions {
+					t.Errorf("conditions = %s; want %s", got, tt.conditions)
+				}
+				if got := counts(j); got != tt.counts {
+					t.Errorf("counts: %s; want %s", got, tt.counts)
+				}
+				if got := len(c.Pods("shop")); got != tt.pods {
+					t.Errorf("%d pods are left; want %d", got, tt.pods)
+				}
+				for _, p := range c.Pods("shop") {
+					if len(p.Finalizers) > 0 {
+						t.Errorf("pod %s still has finalizers %v", p.Name, p.Finalizers)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestPodsAreCountedOnceEvenIfTheyAreDeleted(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		start(c, func(*corev1.Pod) (int32, time.Duration, bool) { return 0, time.Second, true })
+		j := controllertest.Create(c, newJob(size(3, 1)))
+		for range 20 {
+			c.Sleep(time.Second)
+			for _, p := range c.Pods("shop") {
+				if p.Status.Phase == corev1.PodSucceeded && p.DeletionTimestamp == nil {
+					c.Delete(p, "")
+				}
+			}
+			c.Settle()
+		}
+		if got, want := counts(controllertest.Get(c, j)), "active=0 succeeded=3 failed=0"; got != want {
+			t.Errorf("counts: %s; want %s", got, want)
+		}
+	})
+}
+
+func TestIndexedJobRunsEachIndexOnce(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		tries := map[string]int{}
+		start(c, func(p *corev1.Pod) (int32, time.Duration, bool) {
+			i := p.Labels["batch.kubernetes.io/job-completion-index"]
+			tries[i]++
+			if i == "2" && tries[i] == 1 {
+				return 1, time.Second, true
+			}
+			return 0, time.Second, true
+		})
+		mode := batchv1.IndexedCompletion
+		j := controllertest.Create(c, newJob(size(5, 2), func(j *batchv1.Job) { j.Spec.CompletionMode = &mode }))
+		c.Sleep(5 * time.Minute)
+		j = controllertest.Get(c, j)
+		if j.Status.CompletedIndexes != "0-4" || counts(j) != "active=0 succeeded=5 failed=1" {
+			t.Errorf("completed indexes %q, counts %s; want 0-4 and one failure", j.Status.CompletedIndexes, counts(j))
+		}
+		if fmt.Sprint(tries) != "map[0:1 1:1 2:2 3:1 4:1]" {
+			t.Errorf("tries by index = %v; want one each, and two for the one that failed", tries)
+		}
+	})
+}
+
+func TestRestartsInPlaceCountAgainstTheLimit(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		start(c, nil)
+		j := controllertest.Create(c, newJob(func(j *batchv1.Job) { j.Spec.Template.Spec.RestartPolicy = corev1.RestartPolicyOnFailure }))
+		c.Settle()
+		controllertest.EditStatus(c, c.Pods("shop")[0], func(p *corev1.Pod) {
+			p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", RestartCount: 2}}
+		})
+		c.Settle()
+		if got, want := conditions(controllertest.Get(c, j)), "Failed(BackoffLimitExceeded) FailureTarget(BackoffLimitExceeded)"; got != want {
+			t.Errorf("conditions = %s; want %s", got, want)
+		}
+	})
+}
+
+func TestSuspendResumeAndTimeToLive(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		start(c, func(*corev1.Pod) (int32, time.Duration, bool) { return 0, time.Minute, true })
+		yes, ttl := true, int32(100)
+		j := controllertest.Create(c, newJob(func(j *batchv1.Job) { j.Spec.Suspend, j.Spec.TTLSecondsAfterFinished = &yes, &ttl }))
+		c.Sleep(time.Second)
+		if got := conditions(controllertest.Get(c, j)); got != "Suspended(JobSuspended)" || len(c.Pods("shop")) != 0 {
+			t.Errorf("conditions of a suspended job = %s, with %d pods; want none", got, len(c.Pods("shop")))
+		}
+		controllertest.Edit(c, j, func(j *batchv1.Job) { *j.Spec.Suspend = false })
+		c.Sleep(61 * time.Second)
+		if got, want := conditions(controllertest.Get(c, j)), "Complete(CompletionsReached) SuccessCriteriaMet(CompletionsReached)"; got != want {
+			t.Errorf("conditions after resuming = %s; want %s", got, want)
+		}
+		c.Sleep(101 * time.Second)
+		if c.Exists(j) || len(c.Pods("shop")) != 0 {
+			t.Errorf("the job or its pods outlive its time to live")
+		}
+		if got := c.Events("pi"); !strings.Contains(got, "Completed: Job completed") || !strings.Contains(got, "Resumed: Job resumed") {
+			t.Errorf("events = %s; want Completed and Resumed among them", got)
+		}
+	})
+}
