@@ -18,6 +18,7 @@ import (
 
 	"slipway.dev/slipway/engine/build"
 	"slipway.dev/slipway/engine/build/run"
+	"slipway.dev/slipway/engine/image"
 	"slipway.dev/slipway/engine/network"
 	"slipway.dev/slipway/engine/warden"
 )
@@ -149,3 +150,5 @@ var busyboxOnce = sync.OnceValue(func() string {
 	}
 	return string(data)
 })
+
+var removeOptions = image.RemoveOptions{Force: true}

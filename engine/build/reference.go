@@ -49,6 +49,9 @@ func (s *solution) result(ctx context.Context) (*snapshot.Snapshot, error) {
 	if err != nil {
 		return nil, withSource(err, s.def)
 	}
+	if err := s.g.job.Cleanup(func() error { return res.Release(context.WithoutCancel(ctx)) }); err != nil {
+		return nil, err
+	}
 	snap, err := snapshot.Of(res)
 	if err != nil {
 		return nil, err
