@@ -29,7 +29,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 	check(t, first.Close())
 
 	// While nobody runs: published ports answer, and a query waits for the next daemon.
-	if got := call(t, m.outside, "tcp", hostAddr+":8080"); got != "a sees "+outsideAddr {
+	if got := call(t, m.Outside, "tcp", hostAddr+":8080"); got != "a sees "+outsideAddr {
 		t.Errorf("published port without a daemon: %q", got)
 	}
 	waiting := make(chan []string)
@@ -59,16 +59,16 @@ func TestRestartKeepsEverything(t *testing.T) {
 	if eps, err := second.NetworkEndpoints("app"); err != nil || len(eps) != 1 || eps[0].Name != "a" {
 		t.Errorf("after Retain(a): %v, %v", eps, err)
 	}
-	for _, name := range m.fds.names() {
+	for _, name := range m.FDs.Names() {
 		if strings.Contains(name, "8090") {
 			t.Errorf("the port of a container that is gone is still held: %s", name)
 		}
 	}
-	if got := call(t, m.outside, "tcp", hostAddr+":8080"); got != "a sees "+outsideAddr {
+	if got := call(t, m.Outside, "tcp", hostAddr+":8080"); got != "a sees "+outsideAddr {
 		t.Errorf("published port after the restart: %q", got)
 	}
 	check(t, second.Teardown(t.Context()))
-	if left := m.fds.names(); len(left) > 0 {
+	if left := m.FDs.Names(); len(left) > 0 {
 		t.Errorf("descriptors left after Teardown: %v", left)
 	}
 }
@@ -97,7 +97,7 @@ func TestFlushedRulesComeBack(t *testing.T) {
 	sh(t, "nft flush ruleset; iptables -w -P FORWARD DROP")
 	t.Cleanup(func() { sh(t, "nft delete table ip filter") })
 	eventually(t, "a published port after flush ruleset and a new drop policy", func() bool {
-		return call(t, m.outside, "tcp", hostAddr+":8080") == "a sees "+outsideAddr
+		return call(t, m.Outside, "tcp", hostAddr+":8080") == "a sees "+outsideAddr
 	})
 }
 
@@ -148,7 +148,7 @@ func TestTwoInstancesSideBySide(t *testing.T) {
 		t.Errorf("a port of another program: %v", err)
 	}
 	check(t, two.Teardown(t.Context()))
-	if got := call(t, m.outside, "tcp", hostAddr+":8080"); got != "a sees "+outsideAddr {
+	if got := call(t, m.Outside, "tcp", hostAddr+":8080"); got != "a sees "+outsideAddr {
 		t.Errorf("after the other instance's teardown: %q", got)
 	}
 }
@@ -156,7 +156,7 @@ func TestTwoInstancesSideBySide(t *testing.T) {
 func TestPods(t *testing.T) {
 	m := newMachine(t)
 	mgr := m.open()
-	greet(t, m.outside, outsideAddr+":9000", "outside sees")
+	greet(t, m.Outside, outsideAddr+":9000", "outside sees")
 	var ns []*box
 	for _, id := range []string{"uid-1", "uid-2"} {
 		b := &box{id: id, ns: newNetNS(t)}
@@ -291,12 +291,12 @@ func TestPortsOfContainers(t *testing.T) {
 	}
 	greet(t, a.ns, "0.0.0.0:81", "a sees")
 	check(t, mgr.Detach(t.Context(), a.ns, a.id, "bridge"))
-	if got := call(t, m.outside, "tcp", hostAddr+":8000"); got != "a sees "+outsideAddr {
+	if got := call(t, m.Outside, "tcp", hostAddr+":8000"); got != "a sees "+outsideAddr {
 		t.Errorf("after leaving the network that published: %q", got)
 	}
 	check(t, mgr.Release(t.Context(), a.id))
 	check(t, mgr.Release(t.Context(), a.id))
-	if got := call(t, m.outside, "tcp", hostAddr+":8000"); !unreachable4(got) {
+	if got := call(t, m.Outside, "tcp", hostAddr+":8000"); !unreachable4(got) {
 		t.Errorf("after Release: %q", got)
 	}
 }
@@ -306,7 +306,7 @@ func TestUDPFlowsFollowTheContainer(t *testing.T) {
 	m := newMachine(t)
 	mgr := m.open()
 	var client net.Conn
-	in(t, m.outside, func() {
+	in(t, m.Outside, func() {
 		var err error
 		client, err = net.Dial("udp4", hostAddr+":5300")
 		check(t, err)

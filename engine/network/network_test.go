@@ -53,7 +53,7 @@ func testTraffic(t *testing.T, m *machine) {
 	other, err := mgr.Create(t.Context(), Spec{Name: "other"})
 	check(t, err)
 	c := m.box(mgr, AttachSpec{Network: "other", Name: "c"})
-	greet(t, m.outside, outsideAddr+":9000", "outside sees")
+	greet(t, m.Outside, outsideAddr+":9000", "outside sees")
 	greet(t, a.ns, "0.0.0.0:80", "a sees")
 
 	for _, tt := range []struct{ what, network, from, to, want string }{
@@ -73,7 +73,7 @@ func testTraffic(t *testing.T, m *machine) {
 		{"internet by a port bound to localhost", "tcp", "outside", hostAddr + ":8081", ""},
 		{"another network", "tcp", "c", a.ip() + ":80", ""},
 	} {
-		from := map[string]box{"a": a, "b": b, "c": c, "outside": {ns: m.outside}}[tt.from].ns
+		from := map[string]box{"a": a, "b": b, "c": c, "outside": {ns: m.Outside}}[tt.from].ns
 		got := call(t, from, tt.network, tt.to)
 		if tt.want == "" && !unreachable4(got) || tt.want != "" && got != tt.want {
 			t.Errorf("%s (%s to %s): got %q, want %q", tt.what, tt.from, tt.to, got, tt.want)
@@ -88,8 +88,8 @@ func testTraffic(t *testing.T, m *machine) {
 // A neighbour on the wire that routes to container addresses gets nowhere.
 func routeThroughUs(t *testing.T, m *machine, n Network, c box) {
 	greet(t, c.ns, "0.0.0.0:80", "c sees")
-	in(t, m.outside, func() { sh(t, fmt.Sprintf("ip route add %s via %s", n.Subnet, hostAddr)) })
-	if got := call(t, m.outside, "tcp", c.ip()+":80"); !unreachable4(got) {
+	in(t, m.Outside, func() { sh(t, fmt.Sprintf("ip route add %s via %s", n.Subnet, hostAddr)) })
+	if got := call(t, m.Outside, "tcp", c.ip()+":80"); !unreachable4(got) {
 		t.Errorf("a neighbour reached a container that publishes nothing: %q", got)
 	}
 }
@@ -102,7 +102,7 @@ func TestInternalNetworkHasNoWayOut(t *testing.T) {
 	a := m.box(mgr, AttachSpec{Network: "inner", Name: "a", Ports: []PortMapping{{HostPort: 8080, ContainerPort: 80}}})
 	b := m.box(mgr, AttachSpec{Network: "inner", Name: "b"})
 	greet(t, a.ns, "0.0.0.0:80", "a sees")
-	greet(t, m.outside, outsideAddr+":9000", "outside sees")
+	greet(t, m.Outside, outsideAddr+":9000", "outside sees")
 	if got := call(t, b.ns, "tcp", a.ip()+":80"); got != "a sees "+b.ip() {
 		t.Errorf("inside an internal network: %q", got)
 	}
@@ -194,7 +194,7 @@ func serveExample(t *testing.T, m *machine) {
 		}
 		_ = w.WriteMsg(r)
 	})
-	in(t, m.outside, func() {
+	in(t, m.Outside, func() {
 		udp, tcp, err := listenBoth(context.Background(), addr(outsideAddr), 53)
 		check(t, err)
 		t.Cleanup(serveDNS(udp, tcp, h, func(err error) { t.Error(err) }))
