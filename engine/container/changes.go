@@ -9,8 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
-	"github.com/containerd/errdefs"
+	continuity "github.com/containerd/continuity/fs"
+	"github.com/opencontainers/go-digest"
+
+	"slipway.dev/slipway/engine/image"
 )
 
 // Changes lists what differs from the image, by path. It reads the container's own layer
@@ -49,8 +53,40 @@ func (m *Manager) Changes(ctx context.Context, ref string) ([]Change, error) {
 		return nil, fmt.Errorf("changes of container %s: %w", c.spec().Name, err)
 	}
 	out = slices.DeleteFunc(out, func(ch Change) bool { return mountPointOnly(ch, upper) })
+	out = dropUntouched(out, upper, lower)
 	slices.SortFunc(out, func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
 	return out, nil
+}
+
+// dropUntouched drops directories that are in the layer only because something that is
+// not reported was made in them.
+func dropUntouched(all []Change, upper string, lower layers) []Change {
+	busy := map[string]bool{}
+	for _, ch := range all {
+		if ch.Kind != Modified || !isDir(filepath.Join(upper, ch.Path)) {
+			for p := filepath.Dir(ch.Path); p != "/"; p = filepath.Dir(p) {
+				busy[p] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(ch Change) bool {
+		if ch.Kind != Modified || busy[ch.Path] {
+			return false
+		}
+		now, err := os.Lstat(filepath.Join(upper, ch.Path))
+		_, old, oldErr := lower.resolveNoFollow(ch.Path)
+		return err == nil && oldErr == nil && now.IsDir() && old.IsDir() && sameAttributes(now, old)
+	})
+}
+
+func isDir(p string) bool {
+	fi, err := os.Lstat(p)
+	return err == nil && fi.IsDir()
+}
+
+func sameAttributes(a, b fs.FileInfo) bool {
+	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
+	return a.Mode() == b.Mode() && x.Uid == y.Uid && x.Gid == y.Gid
 }
 
 func changeKind(rel string, fi fs.FileInfo, lower layers) ChangeKind {
@@ -92,17 +128,17 @@ func opaqueDeletions(upper, rel string, lower layers) []Change {
 	return out
 }
 
+// startFiles and startDirs are made by every start in an image that lacks them, to mount
+// something on.
+var (
+	startFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+	startDirs  = []string{"/dev", "/proc", "/sys"}
+)
+
 // mountPointOnly tells whether a path is there only because something is mounted on it.
 func mountPointOnly(ch Change, upper string) bool {
-	if ch.Kind == Deleted {
-		return false
-	}
-	for _, t := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"} {
-		if ch.Path == t && isEmptyFile(filepath.Join(upper, t)) {
-			return true
-		}
-	}
-	return false
+	p := filepath.Join(upper, ch.Path)
+	return ch.Kind == Added && (slices.Contains(startFiles, ch.Path) && isEmptyFile(p) || slices.Contains(startDirs, ch.Path) && isDir(p))
 }
 
 func isEmptyFile(p string) bool {
@@ -110,15 +146,50 @@ func isEmptyFile(p string) bool {
 	return err == nil && fi.Mode().IsRegular() && fi.Size() == 0
 }
 
-// Upper gives the container's own layer and the image chain below it, for a commit. The
-// container must not run, or be paused, while the directory is read.
-func (m *Manager) Upper(ref string) (dir, chainID string, err error) {
+// Commit makes a layer of what the container changed, on its image's chain, and returns
+// the new chain. With pause a running container is frozen meanwhile. Call it under a lease
+// of the image store, until an image refers to the chain.
+func (m *Manager) Commit(ctx context.Context, ref string, pause bool) (digest.Digest, error) {
 	c, err := m.find(ref)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	if st := c.saved().State; st.Running && !st.Paused {
-		return "", "", errdefs.ErrConflict.WithMessage(fmt.Sprintf("container %s is running: pause it first", c.spec().Name))
+	if st := c.saved().State; pause && st.Running && !st.Paused {
+		if err := m.Pause(ctx, c.id); err != nil {
+			return "", err
+		}
+		defer m.Unpause(context.WithoutCancel(ctx), c.id)
 	}
-	return filepath.Join(c.dir, "upper"), c.record().ChainID, nil
+	draft, err := m.Images.NewLayer(ctx, digest.Digest(c.record().ChainID))
+	if err != nil {
+		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
+	}
+	defer draft.Discard()
+	if err := copyLayer(draft.Upper, filepath.Join(c.dir, "upper")); err != nil {
+		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
+	}
+	layer, err := draft.Commit(ctx, image.LayerMeta{})
+	if err != nil {
+		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
+	}
+	m.publish(c, "commit", map[string]string{"comment": ""})
+	return layer.ChainID, nil
+}
+
+// copyLayer copies a writable layer, whiteouts and all, without what only a start made.
+func copyLayer(dst, src string) error {
+	if err := continuity.CopyDir(dst, src); err != nil {
+		return err
+	}
+	for _, f := range startFiles {
+		if p := filepath.Join(dst, f); isEmptyFile(p) {
+			if err := os.Remove(p); err != nil {
+				return err
+			}
+		}
+	}
+	for _, d := range startDirs {
+		_ = os.Remove(filepath.Join(dst, d)) // only when empty
+	}
+	return nil
 }

@@ -29,7 +29,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (Info, error) {
 		return Info{}, err
 	}
 	if spec.Init && m.Init == "" {
-		return Info{}, errdefs.ErrInvalidArgument.WithMessage("--init: this build of Slipway has no init program: leave --init out, or put one into the image")
+		return Info{}, errdefs.ErrInvalidArgument.WithMessage("--init: there is no init program on this machine: install docker-init, catatonit or tini-static, or leave --init out")
 	}
 	chain, err := m.Images.Rootfs(ctx, img)
 	if err != nil {

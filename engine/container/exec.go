@@ -49,6 +49,7 @@ func (m *Manager) ExecCreate(ctx context.Context, ref string, spec ExecSpec) (st
 		return "", errdefs.ErrInvalidArgument.WithMessage("No exec command specified")
 	}
 	e := m.newExec(c, spec)
+	m.enterExec(e)
 	m.publish(c, "exec_create: "+strings.Join(spec.Cmd, " "), map[string]string{"execID": e.id})
 	return e.id, nil
 }
@@ -67,9 +68,7 @@ func (c *instance) executable() error {
 }
 
 func (m *Manager) newExec(c *instance, spec ExecSpec) *execution {
-	e := &execution{id: newID(), container: c, spec: spec, done: make(chan struct{})}
-	m.enterExec(e)
-	return e
+	return &execution{id: newID(), container: c, spec: spec, done: make(chan struct{})}
 }
 
 // enterExec remembers an exec and forgets the oldest finished ones of its container.
@@ -100,10 +99,6 @@ func (m *Manager) forgetExec(e *execution) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.execs, e.id)
-	c := e.container
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.execIDs = slices.DeleteFunc(c.execIDs, func(id string) bool { return id == e.id })
 }
 
 func (e *execution) finished() bool {
@@ -374,6 +369,9 @@ func (m *Manager) ExecRun(ctx context.Context, ref string, spec ExecSpec, limit 
 		return ExecResult{}, err
 	}
 	e := m.newExec(c, spec)
+	m.mu.Lock()
+	m.execs[e.id] = e
+	m.mu.Unlock()
 	defer m.forgetExec(e)
 	if err := e.begin(true); err != nil {
 		return ExecResult{}, err

@@ -47,10 +47,21 @@ func (m *Manager) dispatch(e warden.Event) {
 		return
 	}
 	if e.Type == warden.EventOOM {
-		m.publish(c, "oom", nil)
+		m.oom(c)
 		return
 	}
 	m.goes(func() { m.exited(c, e.ProcessState) })
+}
+
+// oom reports that the kernel killed for memory, once in a run.
+func (m *Manager) oom(c *instance) {
+	c.mu.Lock()
+	said := c.oomRun == c.s.Run
+	c.oomRun = c.s.Run
+	c.mu.Unlock()
+	if !said {
+		m.publish(c, "oom", nil)
+	}
 }
 
 // exited handles the end of a run. Late and repeated reports are recognised by the
@@ -95,7 +106,7 @@ func (m *Manager) finish(c *instance, p warden.ProcessState) {
 	}
 	m.reaper.add(func() { m.cleanRun(c, conn, cleaned) })
 	if p.OOMKilled {
-		m.publish(c, "oom", nil)
+		m.oom(c)
 	}
 	m.publish(c, "die", map[string]string{
 		"exitCode": strconv.Itoa(p.ExitCode), "execDuration": strconv.Itoa(int(ran.Seconds())),

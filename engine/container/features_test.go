@@ -395,3 +395,68 @@ func untar(t *testing.T, r io.ReadCloser) map[string]string {
 		out[h.Name] = string(b)
 	}
 }
+
+func TestChangesAndCommit(t *testing.T) {
+	m := newMachine(t)
+	idle := m.create(Spec{Cmd: []string{"true"}})
+	m.start(idle.ID)
+	m.await(idle.ID, WaitNotRunning)
+	if ch, err := m.Changes(t.Context(), idle.ID); err != nil || len(ch) != 0 {
+		t.Errorf("changes of a container that changed nothing: %v, %v", ch, err)
+	}
+	i := m.create(Spec{Cmd: []string{"sh", "-c", "echo new >/etc/new; rm /etc/passwd; chmod 700 /root"}})
+	m.start(i.ID)
+	m.await(i.ID, WaitNotRunning)
+	ch, err := m.Changes(t.Context(), i.ID)
+	if err != nil || len(ch) != 4 || !hasChange(ch, Added, "/etc/new") || !hasChange(ch, Deleted, "/etc/passwd") || !hasChange(ch, Modified, "/root") || !hasChange(ch, Modified, "/etc") {
+		t.Errorf("changes: %v, %v", ch, err)
+	}
+	ctx, done, err := m.images.Lease(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	chain, err := m.Commit(ctx, i.ID, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := m.images.Get(ctx, "busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.images.WriteImage(ctx, img.RawConfig, chain, []string{"committed:latest"}); err != nil {
+		t.Fatal(err)
+	}
+	out, code := m.output(Spec{Image: "committed", Cmd: []string{"sh", "-c", "cat /etc/new; ls /etc/passwd /etc/hosts"}})
+	if !strings.HasPrefix(out, "new\n") || !strings.Contains(out, "/etc/passwd: No such file") || code == 0 {
+		t.Errorf("a container of the committed image: %q, %d", out, code)
+	}
+}
+
+func TestRestartOfAutoRemoveAndRemovalOfARestarting(t *testing.T) {
+	m := newMachine(t)
+	zero := 0
+	i := m.run(Spec{AutoRemove: true, Cmd: []string{"sleep", "1000"}})
+	if err := m.Restart(t.Context(), i.ID, StopOptions{Timeout: &zero}); err != nil {
+		t.Fatal(err)
+	}
+	if !m.get(i.ID).State.Running {
+		t.Error("an --rm container did not survive its restart")
+	}
+	sub := m.bus.Subscribe(time.Unix(0, 0))
+	loop := m.run(Spec{Cmd: []string{"false"}, Restart: RestartPolicy{Policy: RestartAlways}})
+	for range 3 {
+		for m.until(sub, "die").Actor.ID != loop.ID {
+		}
+	}
+	if err := m.Stop(t.Context(), loop.ID, StopOptions{}); err != nil && !errdefs.IsNotModified(err) {
+		t.Fatal(err)
+	}
+	if st := m.await(loop.ID, WaitNotRunning); st.Code != 1 {
+		t.Errorf("a stopped restart loop: %+v", st)
+	}
+	m.start(loop.ID)
+	if err := m.Remove(t.Context(), loop.ID, RemoveOptions{Force: true}); err != nil {
+		t.Errorf("forced removal of a restart loop: %v", err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -57,6 +58,16 @@ func ownCapabilities() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// findInit looks for a static init program that a package of the machine brought.
+func findInit() string {
+	for _, name := range []string{"docker-init", "catatonit", "tini-static", "/usr/libexec/docker/docker-init", "/usr/libexec/podman/catatonit"} {
+		if p, err := exec.LookPath(name); err == nil {
+			return p
+		}
+	}
+	return ""
 }
 
 func kernelAtLeast(major, minor int) bool {

@@ -28,6 +28,7 @@ type instance struct {
 	waiters []waiter
 	pending []*joiner // attached before the start
 	execIDs []string
+	oomRun  int  // the run whose lack of memory was reported
 	kept    int  // above 0 while an operation needs the container to outlive its run in spite of AutoRemove
 	gone    bool // removed: only waiters may still hold it
 }

@@ -21,7 +21,7 @@ const victimEnv = "SLIPWAY_TEST_VICTIM_DIR"
 func TestVictim(t *testing.T) {
 	dir := os.Getenv(victimEnv)
 	if dir == "" {
-		t.Skip("runs only as a child of TestKillAtAnyMoment")
+		return // it runs as a child of TestKillAtAnyMoment only
 	}
 	m := &machine{t: t, dir: dir}
 	m.open()

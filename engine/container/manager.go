@@ -33,6 +33,7 @@ type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
 	Rootfs(ctx context.Context, img image.Image) (image.Chain, error)
 	Chain(id digest.Digest) (image.Chain, error)
+	NewLayer(ctx context.Context, parent digest.Digest) (*image.LayerDraft, error)
 	Containers() containers.Store
 	Context(ctx context.Context) context.Context
 }
@@ -91,7 +92,8 @@ type Options struct {
 	Warden   Warden
 	Events   Publisher
 	Log      *slog.Logger
-	// Init is the static program that --init runs as process 1; empty: --init is refused.
+	// Init is the static program that --init runs as process 1. Empty: one that the machine
+	// has (docker-init, catatonit or tini-static); without any, --init is refused.
 	Init string
 	// HostGateway is what "host-gateway" means in ExtraHosts; invalid: the gateway of
 	// the container's first network.
@@ -127,6 +129,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	if err := os.MkdirAll(o.Dir, 0o710); err != nil {
 		return nil, fmt.Errorf("open containers: %w", err)
+	}
+	if o.Init == "" {
+		o.Init = findInit()
 	}
 	m := &Manager{
 		Options: o, host: probeHost(), reaper: newReaper(), files: newFollower(),

@@ -119,6 +119,12 @@ func (m *Manager) launch(ctx context.Context, c *instance, run int) (warden.Proc
 		return warden.ProcessState{}, conn, nil, err
 	}
 	state, stream, err := m.Warden.Start(ctx, spec)
+	if errdefs.IsUnavailable(err) {
+		// The warden died meanwhile and has a successor. Nobody knows how far it came.
+		if err = m.Warden.Delete(ctx, c.id); err == nil || errdefs.IsNotFound(err) {
+			state, stream, err = m.Warden.Start(ctx, spec)
+		}
+	}
 	if err != nil {
 		err = startError(err)
 	}

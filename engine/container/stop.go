@@ -107,6 +107,12 @@ func waitEnded(ctx context.Context, ended <-chan struct{}, seconds int) bool {
 }
 
 func (m *Manager) kill(ctx context.Context, c *instance, ended <-chan struct{}) error {
+	c.mu.Lock()
+	if c.health != nil { // nothing may join namespaces that are about to die
+		c.health()
+		c.health = nil
+	}
+	c.mu.Unlock()
 	if err := m.signal(ctx, c, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("cannot kill container %s: %w", c.spec().Name, err)
 	}
