@@ -28,20 +28,32 @@ func (c *Client) Attach(ctx context.Context, containerID, execID string) (*Attac
 }
 
 func (c *Client) launched(ctx context.Context, method string, body any) (ProcessState, *Attachment, error) {
-	var m Message
-	if err := c.call(ctx, method, body, nil, &m); err != nil {
+	var l launched
+	if err := c.call(ctx, method, body, nil, &l); err != nil {
 		return ProcessState{}, nil, err
 	}
+	return l.state, l.attachment, nil
+}
+
+// launched is the reply to Start, Exec and Attach.
+type launched struct {
+	state      ProcessState
+	attachment *Attachment
+	err        error
+}
+
+// take is called by the reader: see waiter.
+func (l *launched) take(c *Client, m *Message) {
 	var started Started
-	if err := Decode(m.Body, &started); err != nil {
-		m.Discard()
-		return ProcessState{}, nil, err
+	if l.err = Decode(m.Body, &started); l.err != nil {
+		return
 	}
+	l.state = started.State
 	if started.AttachID == 0 || len(m.FDs) != 2 {
-		m.Discard()
-		return started.State, nil, nil
+		return
 	}
-	return started.State, c.newAttachment(started, m.FDs), nil
+	l.attachment = c.newAttachment(started, m.FDs)
+	m.FDs = nil
 }
 
 // Signal sends a signal to one process.

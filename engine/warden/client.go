@@ -41,12 +41,20 @@ type Client struct {
 	wire     *Conn         // nil while there is none
 	ready    chan struct{} // closed while requests may be sent
 	lastID   uint64
-	pending  map[uint64]chan *Message
+	pending  map[uint64]*waiter
 	hello    HelloReply
 	held     map[Key]*holding
 	attached map[uint64]*Attachment
 	subs     map[*subscription]struct{}
 	leaving  bool // Shutdown: do not start another warden
+}
+
+// waiter is a request that waits for its reply.
+type waiter struct {
+	reply chan *Message // of size one; closed when the connection is lost
+	// take, if not nil, is called with a good reply before anything else is read from the connection: what it registers is
+	// there when the connection breaks and everything is handed over.
+	take func(*Message)
 }
 
 // errLost ends a call whose connection broke.
@@ -61,7 +69,7 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{
-		opts: opts, log: opts.Log, ready: make(chan struct{}), pending: map[uint64]chan *Message{},
+		opts: opts, log: opts.Log, ready: make(chan struct{}), pending: map[uint64]*waiter{},
 		held: map[Key]*holding{}, attached: map[uint64]*Attachment{}, subs: map[*subscription]struct{}{},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -233,8 +241,8 @@ func (c *Client) disconnect() {
 		c.ready = make(chan struct{})
 	default:
 	}
-	for id, reply := range c.pending {
-		close(reply)
+	for id, w := range c.pending {
+		close(w.reply)
 		delete(c.pending, id)
 	}
 }
@@ -263,14 +271,17 @@ func (c *Client) handle(m *Message) {
 	switch m.Method {
 	case "":
 		c.mu.Lock()
-		reply := c.pending[m.ID]
+		w := c.pending[m.ID]
 		delete(c.pending, m.ID)
 		c.mu.Unlock()
-		if reply == nil {
+		if w == nil {
 			m.Discard() // whoever asked has given up
 			return
 		}
-		reply <- m
+		if w.take != nil && m.Error == nil {
+			w.take(m)
+		}
+		w.reply <- m
 	case PushHold:
 		c.takeHold(m)
 	case PushRelease:
@@ -324,7 +335,7 @@ func (c *Client) await(ctx context.Context) error {
 
 func unavailable(err error) error { return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable) }
 
-// request sends one request, with copies of fds, and waits for its reply. reply may be a *Message, to get descriptors.
+// request sends one request, with copies of fds, and waits for its reply. reply is what to decode it into, nil, or a *launched.
 func (c *Client) request(ctx context.Context, method string, body any, fds []int, reply any) error {
 	m := &Message{Method: method, Body: Encode(body)}
 	for _, fd := range fds {
@@ -335,7 +346,10 @@ func (c *Client) request(ctx context.Context, method string, body any, fds []int
 		}
 		m.FDs = append(m.FDs, d)
 	}
-	answer := make(chan *Message, 1)
+	w := &waiter{reply: make(chan *Message, 1)}
+	if l, ok := reply.(*launched); ok {
+		w.take = func(m *Message) { l.take(c, m) }
+	}
 	c.mu.Lock()
 	wire := c.wire
 	if wire == nil {
@@ -345,38 +359,41 @@ func (c *Client) request(ctx context.Context, method string, body any, fds []int
 	}
 	c.lastID++
 	m.ID = c.lastID
-	c.pending[m.ID] = answer
+	c.pending[m.ID] = w
 	c.mu.Unlock()
 	if err := wire.Send(m); err != nil {
-		c.giveUp(m.ID, answer)
+		c.giveUp(m.ID, w, reply)
 		if errors.Is(err, ErrFrame) {
 			return err
 		}
 		return unavailable(errLost)
 	}
 	select {
-	case r, ok := <-answer:
+	case r, ok := <-w.reply:
 		if !ok {
 			return unavailable(errLost)
 		}
 		return unpack(r, reply)
 	case <-ctx.Done():
-		c.giveUp(m.ID, answer)
+		c.giveUp(m.ID, w, reply)
 		return context.Cause(ctx)
 	}
 }
 
 // giveUp forgets a request; its reply may have come already.
-func (c *Client) giveUp(id uint64, answer chan *Message) {
+func (c *Client) giveUp(id uint64, w *waiter, reply any) {
 	c.mu.Lock()
+	_, waiting := c.pending[id]
 	delete(c.pending, id)
 	c.mu.Unlock()
-	select {
-	case r, ok := <-answer:
-		if ok {
-			r.Discard()
-		}
-	default:
+	if waiting {
+		return
+	}
+	if r, ok := <-w.reply; ok {
+		r.Discard()
+	}
+	if l, ok := reply.(*launched); ok && l.attachment != nil {
+		l.attachment.Close()
 	}
 }
 
@@ -385,11 +402,10 @@ func unpack(r *Message, reply any) error {
 		r.Discard()
 		return r.Error.Unpack()
 	}
-	if m, ok := reply.(*Message); ok {
-		*m = *r
-		return nil
-	}
 	r.Discard()
+	if l, ok := reply.(*launched); ok {
+		return l.err
+	}
 	if reply == nil {
 		return nil
 	}

@@ -89,31 +89,30 @@ func (c *Client) bequests() []bequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	byKey := map[Key]*bequest{}
-	add := func(key Key, role string, fd int) *bequest {
-		b := byKey[key]
-		if b == nil {
+	add := func(key Key, role string, fd int) (b *bequest, ok bool) {
+		if b = byKey[key]; b == nil {
 			b = &bequest{hold: Hold{Key: key}}
 			byKey[key] = b
+		}
+		if len(b.fds) == maxFDs {
+			return b, false
 		}
 		d, err := dupFD(fd)
 		if err != nil {
 			c.log.Error("a descriptor cannot be handed over", "key", key, "role", role, "error", err)
-			return b
+			return b, false
 		}
 		b.hold.Roles, b.fds = append(b.hold.Roles, role), append(b.fds, d)
-		return b
+		return b, true
 	}
 	for key, h := range c.held {
 		for role, fd := range h.fds {
 			add(key, role, fd)
 		}
 	}
-	for id, a := range c.attached {
-		if b := byKey[a.key]; b != nil && len(b.fds) < maxFDs {
-			n := len(b.fds)
-			if add(a.key, RoleAttach, a.theirs); len(b.fds) > n {
-				b.hold.AttachIDs = append(b.hold.AttachIDs, id)
-			}
+	for id, a := range c.attached { // also of a process that has ended: the end may not have been said
+		if b, ok := add(a.key, RoleAttach, a.theirs); ok {
+			b.hold.AttachIDs = append(b.hold.AttachIDs, id)
 		}
 	}
 	all := make([]bequest, 0, len(byKey))

@@ -250,6 +250,7 @@ func (s *Server) recoverProcess(c *container, key warden.Key, r record, in *inhe
 	if p.state.Status == warden.Exited {
 		p.gone = true
 		close(p.exited)
+		p.inherit(in)
 		return p
 	}
 	p.pidfd = in.take(warden.RolePidfd)
@@ -262,6 +263,7 @@ func (s *Server) recoverProcess(c *container, key warden.Key, r record, in *inhe
 	}
 	if p.pidfd == nil {
 		p.lost()
+		p.inherit(in)
 		return p
 	}
 	if key.Exec == "" {
@@ -269,14 +271,24 @@ func (s *Server) recoverProcess(c *container, key warden.Key, r record, in *inhe
 		s.report(err)
 		p.log = log
 	}
-	if in != nil {
-		for id, fd := range in.attachs {
-			p.join(&attachment{id: id, sock: file(fd, "attachment")})
-			s.attachSeq = max(s.attachSeq, id)
-			delete(in.attachs, id)
-		}
-	}
+	p.inherit(in)
 	return p
+}
+
+// inherit takes over the attachments; those to a process that has ended hear so.
+func (p *process) inherit(in *inheritance) {
+	if in == nil {
+		return
+	}
+	p.srv.mu.Lock()
+	for id := range in.attachs {
+		p.srv.attachSeq = max(p.srv.attachSeq, id)
+	}
+	p.srv.mu.Unlock()
+	for id, fd := range in.attachs {
+		p.join(&attachment{id: id, sock: file(fd, "attachment")})
+		delete(in.attachs, id)
+	}
 }
 
 // lost marks a process that ended while nobody held its pidfd.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -257,4 +258,43 @@ func TestSandbox(t *testing.T) {
 	if _, err := h.client.Sandbox(h.ctx, "pod"); !errdefs.IsNotFound(err) {
 		t.Errorf("removed sandbox: %v; want NotFound", err)
 	}
+}
+
+// TestKillsWhileStarting kills wardens while containers start, run and are deleted. Nothing may be left, and every start
+// that was acknowledged must be there.
+func TestKillsWhileStarting(t *testing.T) {
+	h := newHouse(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 8 {
+				spec := h.spec("read x; exit 4", attached, withStdin, logTo(filepath.Join(h.dir, "log")))
+				st, a, err := h.client.Start(h.ctx, spec)
+				if errdefs.IsUnavailable(err) { // the warden died over it
+					h.client.Delete(h.ctx, spec.ID)
+					continue
+				}
+				if err != nil {
+					t.Errorf("start: %v", err)
+					return
+				}
+				a.Write([]byte("\n"))
+				if got, _ := output(t, a); got != "" {
+					t.Errorf("output %q; want none", got)
+				}
+				if st, err = h.client.Wait(h.ctx, st.ContainerID, ""); err != nil || st.ExitCode != 4 {
+					t.Errorf("container ended with %+v, %v; want code 4", st, err)
+				}
+				if err := h.client.Delete(h.ctx, st.ContainerID); err != nil {
+					t.Errorf("delete: %v", err)
+				}
+			}
+		})
+	}
+	for range 5 {
+		h.killWarden()
+		st, _ := h.run("exit 0") // as a pause, in which the others get on
+		h.delete(st.ContainerID)
+	}
+	wg.Wait()
 }
