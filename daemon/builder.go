@@ -6,7 +6,6 @@ import (
 
 	"slipway.dev/slipway/engine/build"
 	"slipway.dev/slipway/engine/build/run"
-	"slipway.dev/slipway/engine/image"
 )
 
 // openBuilder opens the builder over the other rooms of the engine.
@@ -22,9 +21,6 @@ func (d *daemon) openBuilder(ctx context.Context) error {
 	}
 	e.builder, err = build.New(ctx, build.Options{
 		Dir: dir, Images: e.images, Runner: runner, Log: d.Log.With("room", "build"),
-		Pull: func(ctx context.Context, ref string, auth build.Auth) (image.Image, error) {
-			return e.images.Pull(ctx, ref, image.PullOptions{Auth: image.AuthFunc(auth)})
-		},
 	})
 	if err != nil {
 		return err
