@@ -74,7 +74,7 @@ func TestExitsDuringTheDaemonsAbsenceAreReported(t *testing.T) {
 	m.awaitLog(i.ID, "ready")
 	m.crash()
 
-	other, err := warden.Connect(t.Context(), warden.Options{Socket: m.dir + "/w.sock", Executable: wardenProgram(t), StateDir: m.dir + "/warden", RootDir: m.dir + "/containers"})
+	other, err := warden.Connect(t.Context(), warden.Options{Socket: m.dir + "/w.sock", Executable: wardenProgram(t), StateDir: m.dir + "/warden", RootDir: m.dir + "/rootfs"})
 	if err != nil {
 		t.Fatal(err)
 	}

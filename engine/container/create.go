@@ -77,7 +77,7 @@ func (m *Manager) claimNamed(c *instance) error {
 
 // build makes everything on disk, the record last.
 func (m *Manager) build(ctx context.Context, c *instance, chain image.Chain) error {
-	if err := makeDirs(c, chain); err != nil {
+	if err := errors.Join(os.Mkdir(m.mountpoint(c.id), 0o711), makeDirs(c, chain)); err != nil {
 		return fmt.Errorf("create container %s: %w", c.rec.Spec.Name, err)
 	}
 	labels, err := m.createMounts(ctx, c, chain)
@@ -107,7 +107,7 @@ func makeDirs(c *instance, chain image.Chain) error {
 	if err := os.Mkdir(c.dir, 0o711); err != nil {
 		return err
 	}
-	for _, d := range []string{"rootfs", "upper", "work"} {
+	for _, d := range []string{"upper", "work"} {
 		if err := os.Mkdir(filepath.Join(c.dir, d), 0o755); err != nil {
 			return err
 		}
@@ -240,7 +240,7 @@ func (m *Manager) discard(c *instance) {
 	if err := m.Images.Containers().Delete(ctx, c.id); err != nil && !errdefs.IsNotFound(err) {
 		m.Log.Warn("record of an unfinished container stays until the next start", "container", c.id, "error", err)
 	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := m.removeDirs(c.id); err != nil {
 		m.Log.Warn("directory of an unfinished container stays until the next start", "container", c.id, "error", err)
 	}
 }

@@ -150,7 +150,7 @@ func (m *machine) open() {
 	m.down = false
 	m.bus = event.NewBus(1000)
 	m.client, err = warden.Connect(ctx, warden.Options{
-		Socket: m.dir + "/w.sock", Executable: wardenProgram(m.t), StateDir: m.dir + "/warden", RootDir: m.dir + "/containers", Log: m.log(),
+		Socket: m.dir + "/w.sock", Executable: wardenProgram(m.t), StateDir: m.dir + "/warden", RootDir: m.dir + "/rootfs", Log: m.log(),
 	})
 	must(err)
 	m.images, err = image.Open(ctx, image.Options{Root: m.dir + "/data", Log: m.log(), Events: m.bus})
@@ -210,9 +210,11 @@ func (m *machine) teardown() {
 	if err := m.Manager.Close(); err != nil {
 		m.t.Error("close containers:", err)
 	}
-	entries, _ := os.ReadDir(m.Dir)
-	if len(entries) > 0 {
-		m.t.Errorf("after everything was removed %d directories are left, %s first", len(entries), entries[0].Name())
+	for _, dir := range []string{m.Dir, m.Rootfs} {
+		entries, _ := os.ReadDir(dir)
+		if len(entries) > 0 {
+			m.t.Errorf("after everything was removed %d directories are left in %s, %s first", len(entries), dir, entries[0].Name())
+		}
 	}
 	if err := m.networks.Teardown(ctx); err != nil {
 		m.t.Error("tear networks down:", err)

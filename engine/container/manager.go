@@ -85,6 +85,7 @@ type Publisher interface{ Publish(event.Event) }
 // Options wire a Manager. Dir, Instance, Images, Networks, Volumes and Warden are required.
 type Options struct {
 	Dir      string // D/containers
+	Rootfs   string // where the warden mounts root file systems: its RootDir; empty: rootfs beside Dir
 	Instance string // six hexadecimal characters, in cgroup names
 	Images   Images
 	Networks Networks
@@ -127,11 +128,14 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(o.Dir, 0o710); err != nil {
-		return nil, fmt.Errorf("open containers: %w", err)
+	if o.Rootfs == "" {
+		o.Rootfs = filepath.Join(filepath.Dir(o.Dir), "rootfs")
 	}
 	if o.Init == "" {
 		o.Init = findInit()
+	}
+	if err := errors.Join(os.MkdirAll(o.Dir, 0o710), os.MkdirAll(o.Rootfs, 0o711)); err != nil {
+		return nil, fmt.Errorf("open containers: %w", err)
 	}
 	m := &Manager{
 		Options: o, host: probeHost(), reaper: newReaper(), files: newFollower(),
@@ -247,6 +251,9 @@ func (m *Manager) forget(c *instance) {
 }
 
 func (m *Manager) dir(id string) string { return filepath.Join(m.Dir, id) }
+
+// mountpoint is where the warden mounts a container's root file system.
+func (m *Manager) mountpoint(id string) string { return filepath.Join(m.Rootfs, id) }
 
 // publish tells the world about a container, with Docker's attributes.
 func (m *Manager) publish(c *instance, action string, more map[string]string) {

@@ -2,9 +2,10 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -115,9 +116,19 @@ func (m *Manager) erase(id string) {
 		m.Log.Warn("record of a removed container stays until the next start", "container", id, "error", err)
 		return
 	}
-	if err := os.RemoveAll(m.dir(id)); err != nil {
+	if err := m.removeDirs(id); err != nil {
 		m.Log.Warn("files of a removed container stay until the next start", "container", id, "error", err)
 	}
+}
+
+// removeDirs deletes a container's files. The mount point is empty, or it is not ours to
+// delete what is in it.
+func (m *Manager) removeDirs(id string) error {
+	err := os.Remove(m.mountpoint(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(m.dir(id)))
 }
 
 // sweep deletes directories that no record knows.
@@ -133,7 +144,7 @@ func (m *Manager) sweep() {
 			continue
 		}
 		m.reaper.add(func() {
-			if err := os.RemoveAll(filepath.Join(m.Dir, name)); err != nil {
+			if err := m.removeDirs(name); err != nil {
 				m.Log.Warn("left-over directory stays", "dir", name, "error", err)
 			}
 		})

@@ -139,7 +139,7 @@ func (m *Manager) bundle(ctx context.Context, c *instance, conn *connection) (*b
 		return nil, fmt.Errorf("image of the container: %w", err)
 	}
 	b := &bundle{
-		ID: c.id, Spec: spec, Args: append([]string{r.Path}, r.Args...), Rootfs: filepath.Join(c.dir, "rootfs"),
+		ID: c.id, Spec: spec, Args: append([]string{r.Path}, r.Args...), Rootfs: m.mountpoint(c.id),
 		Cgroup: m.cgroup(c), Host: m.host, Net: conn.path, Hostname: m.hostname(c, conn),
 	}
 	if b.User, err = lookupUser(rootLayers(c, chain), spec.User, spec.GroupAdd); err != nil {
