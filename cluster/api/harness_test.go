@@ -105,3 +105,7 @@ func (i *instance) http(t testing.TB) *http.Client {
 	}
 	return c
 }
+
+func (i *instance) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, network, addr)
+}

@@ -49,7 +49,7 @@ func (s *reader) get(w http.ResponseWriter, req *http.Request, r *resource) erro
 			return err
 		}
 	}
-	obj, ok := s.objects.Snapshot(r.kind.Resource).Get(info.Namespace, info.Name)
+	obj, ok := s.objects.Snapshot(r.kind.Resource).Get(r.namespace(info), info.Name)
 	if !ok {
 		return apierrors.NewNotFound(r.gvr.GroupResource(), info.Name)
 	}
@@ -58,6 +58,14 @@ func (s *reader) get(w http.ResponseWriter, req *http.Request, r *resource) erro
 		return err
 	}
 	return form.write(w, req, http.StatusOK, out)
+}
+
+// namespace is where a request's object lives. The path of a namespace names it as both.
+func (r *resource) namespace(info *request.RequestInfo) string {
+	if !r.namespaced {
+		return ""
+	}
+	return info.Namespace
 }
 
 // patience is how long a read waits for a version that this server has not seen yet.
@@ -87,7 +95,7 @@ func (s *reader) reach(ctx context.Context, r *resource, rv string) error {
 func (r *resource) listOptions(req *http.Request) (internalversion.ListOptions, *selection, error) {
 	info, _ := request.RequestInfoFrom(req.Context())
 	opts := internalversion.ListOptions{}
-	sel := &selection{namespace: info.Namespace, name: info.Name, labels: labels.Everything(), fields: fields.Everything()}
+	sel := &selection{namespace: r.namespace(info), name: info.Name, labels: labels.Everything(), fields: fields.Everything()}
 	if req.URL.RawQuery != "" {
 		if err := metainternalscheme.ParameterCodec.DecodeParameters(req.URL.Query(), metav1.SchemeGroupVersion, &opts); err != nil {
 			return opts, nil, apierrors.NewBadRequest(err.Error())

@@ -158,13 +158,20 @@ func resetFields(storage rest.Storage) map[fieldpath.APIVersion]fieldpath.Filter
 	return nil
 }
 
+// fresh makes upstream's handler anew for every request, as upstream's installer does: each
+// call wraps the admission chain once more and keeps that in the handler, so that a handler
+// used twice would grow with every request.
+func fresh(handler func() http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { handler()(w, req) })
+}
+
 func (b *builder) addVerbs(r *resource, path string) {
 	sub := r.subresource != ""
 	switch s := r.storage.(type) {
 	case rest.NamedCreater:
-		r.verbs["create"] = handlers.CreateNamedResource(s, r.scope, b.admit)
+		r.verbs["create"] = fresh(func() http.HandlerFunc { return handlers.CreateNamedResource(s, r.scope, b.admit) })
 	case rest.Creater:
-		r.verbs["create"] = handlers.CreateResource(s, r.scope, b.admit)
+		r.verbs["create"] = fresh(func() http.HandlerFunc { return handlers.CreateResource(s, r.scope, b.admit) })
 	}
 	switch s := r.storage.(type) {
 	case rest.GetterWithOptions:
@@ -173,19 +180,19 @@ func (b *builder) addVerbs(r *resource, path string) {
 		r.verbs["get"] = handlers.GetResource(s, r.scope)
 	}
 	if s, ok := r.storage.(rest.Updater); ok {
-		r.verbs["update"] = handlers.UpdateResource(s, r.scope, b.admit)
+		r.verbs["update"] = fresh(func() http.HandlerFunc { return handlers.UpdateResource(s, r.scope, b.admit) })
 	}
 	if s, ok := r.storage.(rest.Patcher); ok {
-		r.verbs["patch"] = handlers.PatchResource(s, r.scope, b.admit, patchTypes)
+		r.verbs["patch"] = fresh(func() http.HandlerFunc { return handlers.PatchResource(s, r.scope, b.admit, patchTypes) })
 	}
 	if s, ok := r.storage.(rest.GracefulDeleter); ok {
-		r.verbs["delete"] = handlers.DeleteResource(s, true, r.scope, b.admit)
+		r.verbs["delete"] = fresh(func() http.HandlerFunc { return handlers.DeleteResource(s, true, r.scope, b.admit) })
 	}
 	if s, ok := r.storage.(rest.CollectionDeleter); ok {
-		r.verbs["deletecollection"] = handlers.DeleteCollection(s, true, r.scope, b.admit)
+		r.verbs["deletecollection"] = fresh(func() http.HandlerFunc { return handlers.DeleteCollection(s, true, r.scope, b.admit) })
 	}
 	if s, ok := r.storage.(rest.Connecter); ok {
-		r.verbs["connect"] = handlers.ConnectResource(s, r.scope, b.admit, path, sub)
+		r.verbs["connect"] = fresh(func() http.HandlerFunc { return handlers.ConnectResource(s, r.scope, b.admit, path, sub) })
 	}
 }
 
