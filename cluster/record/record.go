@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +30,7 @@ type Sink struct {
 	queue  chan job
 	known  map[string]*corev1.Event // by what makes two events the same; used by Run alone
 	warned sync.Once
+	last   atomic.Int64 // the newest time that an event was named by
 }
 
 type job struct {
@@ -90,7 +92,7 @@ func (r *Recorder) Record(ref corev1.ObjectReference, eventType, reason, message
 	e := &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace,
-			Name:      fmt.Sprintf("%s.%x", ref.Name, time.Now().UnixNano()),
+			Name:      fmt.Sprintf("%s.%x", ref.Name, r.sink.moment()),
 		},
 		InvolvedObject: ref, Type: eventType, Reason: reason, Message: message, Source: r.source,
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
@@ -100,6 +102,17 @@ func (r *Recorder) Record(ref corev1.ObjectReference, eventType, reason, message
 	case r.sink.queue <- job{r.writer, e}:
 	default:
 		r.sink.warned.Do(func() { r.sink.log.Warn("events are dropped: they come faster than they can be written") })
+	}
+}
+
+// moment is the time in nanoseconds, or the next one that has not been given out.
+func (s *Sink) moment() int64 {
+	for {
+		last := s.last.Load()
+		next := max(last+1, time.Now().UnixNano())
+		if s.last.CompareAndSwap(last, next) {
+			return next
+		}
 	}
 }
 

@@ -12,9 +12,11 @@ import (
 	"slipway.dev/slipway/cluster/controller/endpoints"
 	"slipway.dev/slipway/cluster/controller/endpointslice"
 	"slipway.dev/slipway/cluster/controller/garbage"
+	"slipway.dev/slipway/cluster/controller/job"
 	"slipway.dev/slipway/cluster/controller/namespace"
 	"slipway.dev/slipway/cluster/controller/replicaset"
 	"slipway.dev/slipway/cluster/controller/serviceaccount"
+	"slipway.dev/slipway/cluster/controller/statefulset"
 	"slipway.dev/slipway/cluster/scheduler"
 	"slipway.dev/slipway/cluster/store"
 )
@@ -37,6 +39,8 @@ func All(o Options) []controller.Controller {
 		replicaset.New(d),
 		endpointslice.New(d),
 		endpoints.New(d),
+		statefulset.New(d),
+		job.New(d),
 		namespace.New(d, o.Kinds),
 		garbage.New(d, o.Kinds),
 		serviceaccount.NewAccounts(d),
