@@ -12,7 +12,7 @@ import (
 func (d *daemon) openBuilder(ctx context.Context) error {
 	e := &d.engine
 	dir := filepath.Join(d.DataDir, "build")
-	runner, err := run.New(run.Options{
+	runner, err := run.New(ctx, run.Options{
 		Dir: filepath.Join(dir, "run"), Rootfs: filepath.Join(d.DataDir, "rootfs"), Instance: d.instance,
 		Warden: e.warden, Networks: e.networks, Log: d.Log.With("room", "build"),
 	})

@@ -101,6 +101,9 @@ func withRunner(t testing.TB) func(*build.Options) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if boxes, err := client.Sandboxes(ctx); err != nil || len(boxes) > 0 {
+			t.Errorf("steps left namespaces %v (%v)", boxes, err)
+		}
 		if err := networks.Teardown(ctx); err != nil {
 			t.Errorf("tear networks down: %v", err)
 		}
@@ -109,8 +112,13 @@ func withRunner(t testing.TB) func(*build.Options) {
 		}
 		client.Close()
 		checkCgroups(t, instance)
+		for _, left := range []string{dir + "/roots/*", dir + "/run/steps/*", "/dev/shm/slipway-" + instance + "*"} {
+			if found, _ := filepath.Glob(left); len(found) > 0 {
+				t.Errorf("steps left %v", found)
+			}
+		}
 	})
-	runner, err := run.New(run.Options{
+	runner, err := run.New(ctx, run.Options{
 		Dir: filepath.Join(dir, "run"), Rootfs: filepath.Join(dir, "roots"), Instance: instance, Warden: client, Networks: networks, Log: log,
 	})
 	if err != nil {

@@ -47,6 +47,7 @@ type step struct {
 	line     int
 	run      bool // a RUN
 	works    bool // always has vertices
+	from     bool // a FROM: whether its image had to be loaded is of no interest
 	vertices map[digest.Digest]*client.Vertex
 	held     []byte
 	clipped  bool
@@ -176,7 +177,7 @@ func (c *Classic) finish(st *step) {
 	if st.failed() {
 		return
 	}
-	if st.cached() {
+	if st.cached() && !st.from {
 		c.printf(" ---> Using cache\n")
 	}
 	c.printf(" ---> %s\n", st.id())

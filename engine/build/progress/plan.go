@@ -25,30 +25,32 @@ func plan(content []byte, target string) []*step {
 	}
 	texts := texts(ast.AST)
 	var steps []*step
-	add := func(loc []parser.Range, run, works bool) {
+	add := func(loc []parser.Range, kind step) {
 		if len(loc) == 0 {
 			return
 		}
-		line := loc[0].Start.Line
-		steps = append(steps, &step{text: texts[line], line: line, run: run, works: works, vertices: map[digest.Digest]*client.Vertex{}})
+		kind.line = loc[0].Start.Line
+		kind.text = texts[kind.line]
+		kind.vertices = map[digest.Digest]*client.Vertex{}
+		steps = append(steps, &kind)
 	}
 	for _, arg := range meta {
-		add(arg.Location(), false, false)
+		add(arg.Location(), step{})
 	}
 	needed := needed(stages, target)
 	for i, st := range stages {
 		if !needed[i] {
 			continue
 		}
-		add(st.Location, false, false)
+		add(st.Location, step{from: true})
 		for _, cmd := range st.Commands {
 			switch cmd.(type) {
 			case *instructions.RunCommand:
-				add(cmd.Location(), true, true)
+				add(cmd.Location(), step{run: true, works: true})
 			case *instructions.CopyCommand, *instructions.AddCommand:
-				add(cmd.Location(), false, true)
+				add(cmd.Location(), step{works: true})
 			default:
-				add(cmd.Location(), false, false)
+				add(cmd.Location(), step{})
 			}
 		}
 	}

@@ -2,6 +2,8 @@ package run
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver/pb"
 
 	"slipway.dev/slipway/engine/build/op"
@@ -25,6 +26,7 @@ type Warden interface {
 	Delete(ctx context.Context, id string) error
 	CreateSandbox(ctx context.Context, spec warden.SandboxSpec) (netns *os.File, err error)
 	RemoveSandbox(ctx context.Context, id string) error
+	Sandboxes(ctx context.Context) ([]string, error)
 }
 
 // Networks connects steps to the world. *network.Manager is one.
@@ -53,8 +55,12 @@ type Runner struct {
 
 var _ op.Runner = (*Runner)(nil)
 
-// New makes a runner and removes what an earlier one left.
-func New(o Options) (*Runner, error) {
+// prefix begins the names of what steps have outside their own directory.
+const prefix = "build-"
+
+// New makes a runner and removes what an earlier one left. The warden has killed its
+// steps; their namespaces and directories are still there.
+func New(ctx context.Context, o Options) (*Runner, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -78,7 +84,47 @@ func New(o Options) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open build runner: %w", err)
 	}
-	return &Runner{o: o, log: o.Log, caches: c}, nil
+	r := &Runner{o: o, log: o.Log, caches: c}
+	if err := r.sweep(ctx); err != nil {
+		return nil, fmt.Errorf("open build runner: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Runner) sweep(ctx context.Context) error {
+	ids, err := r.o.Warden.Sandboxes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		step, ours := strings.CutPrefix(id, prefix)
+		if !ours {
+			continue
+		}
+		if r.o.Networks != nil {
+			err = r.o.Networks.Release(ctx, step)
+		}
+		if err := errors.Join(err, r.o.Warden.RemoveSandbox(ctx, id)); err != nil {
+			return fmt.Errorf("remove network of an interrupted step: %w", err)
+		}
+	}
+	dirs, err := filepath.Glob(filepath.Join(r.o.Rootfs, prefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := os.Remove(dir); err != nil {
+			return fmt.Errorf("remove root of an interrupted step: %w", err)
+		}
+	}
+	return nil
+}
+
+// newID is as long as all container ids: the network knows it by the first twelve.
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
 }
 
 // step is one run of a program.
@@ -87,15 +133,15 @@ type step struct {
 	p       op.Process
 	id      string
 	dir     string // its files
+	root    string // where the warden mounts its root file system
 	sandbox string // id of its network sandbox, empty for none
 	undo    []func(ctx context.Context) error
 }
 
 // Run implements op.Runner.
 func (r *Runner) Run(ctx context.Context, p op.Process) (err error) {
-	// 64 characters, as all container ids: the network knows it by the first twelve.
-	id := (identity.NewID() + identity.NewID() + identity.NewID())[:64]
-	s := &step{r: r, p: p, id: id, dir: filepath.Join(r.o.Dir, "steps", id)}
+	id := newID()
+	s := &step{r: r, p: p, id: id, dir: filepath.Join(r.o.Dir, "steps", id), root: filepath.Join(r.o.Rootfs, prefix+id[:12])}
 	defer func() { err = errors.Join(err, s.clean(ctx)) }()
 	if err := s.begin(); err != nil {
 		return fmt.Errorf("prepare step: %w", err)
@@ -134,7 +180,12 @@ func (s *step) clean(ctx context.Context) error {
 
 // runOut starts the container and waits for its end and the end of its output.
 func (s *step) runOut(ctx context.Context, spec warden.ContainerSpec) (err error) {
-	defer func() { err = errors.Join(err, s.r.o.Warden.Delete(context.WithoutCancel(ctx), s.id)) }()
+	defer func() {
+		err = errors.Join(err, s.r.o.Warden.Delete(context.WithoutCancel(ctx), s.id))
+		if rerr := os.Remove(s.root); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}()
 	_, attached, err := s.r.o.Warden.Start(ctx, spec)
 	if err != nil {
 		return s.refused(ctx, err)

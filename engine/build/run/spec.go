@@ -46,7 +46,7 @@ func (s *step) spec(ctx context.Context) (warden.ContainerSpec, error) {
 	}
 	b := &specs.Spec{
 		Version:  specs.Version,
-		Root:     &specs.Root{Path: filepath.Join(s.r.o.Rootfs, "build-"+s.id[:12]), Readonly: s.p.ReadonlyRoot},
+		Root:     &specs.Root{Path: s.root, Readonly: s.p.ReadonlyRoot},
 		Hostname: hostname,
 		Linux: &specs.Linux{
 			CgroupsPath: "/slipway-" + s.r.o.Instance + "/build/" + s.id,
@@ -268,7 +268,11 @@ func (s *step) secret(i int, m op.Mount) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	s.undo = append(s.undo, func(context.Context) error { return os.RemoveAll(dir) })
+	s.undo = append(s.undo, func(context.Context) error {
+		err := os.RemoveAll(dir)
+		_ = os.Remove(s.r.o.Secrets) // the last step that has secrets takes the directory with it
+		return err
+	})
 	file := filepath.Join(dir, fmt.Sprint(i))
 	if err := os.WriteFile(file, m.Content, 0o600); err != nil {
 		return "", err
