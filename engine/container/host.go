@@ -23,7 +23,7 @@ const (
 
 // probeHost looks once at what the machine can do.
 func probeHost() hostFacts {
-	h := hostFacts{NumCPU: runtime.NumCPU(), Recursive: kernelAtLeast(5, 12), Capabilities: ownCapabilities()}
+	h := hostFacts{NumCPU: runtime.NumCPU(), Recursive: kernelAtLeast(5, 12), Capabilities: ownCapabilities(), X32: hasX32()}
 	var st unix.Statfs_t
 	if unix.Statfs(cgroupRoot, &st) == nil && st.Type == cgroupMagic {
 		h.CgroupV2 = true
@@ -58,6 +58,22 @@ func ownCapabilities() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// hasX32 tells whether the kernel may have the x32 ABI. A process under a seccomp filter
+// must not try: the filter may kill whoever uses a foreign ABI.
+func hasX32() bool {
+	if runtime.GOARCH != "amd64" || !unfiltered() {
+		return true
+	}
+	const x32 = 0x40000000
+	_, _, errno := syscall.RawSyscall(x32|unix.SYS_GETPID, 0, 0, 0)
+	return errno != syscall.ENOSYS
+}
+
+func unfiltered() bool {
+	b, err := os.ReadFile("/proc/self/status")
+	return err == nil && strings.Contains(string(b), "\nSeccomp:\t0\n")
 }
 
 // findInit looks for a static init program that a package of the machine brought.
