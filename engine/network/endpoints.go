@@ -184,7 +184,10 @@ func (m *Manager) connect(ctx context.Context, netns *os.File, s *segment, ep *E
 	if err := m.plug(netns, s, ep); err != nil {
 		return err
 	}
-	return m.translate(ep)
+	if err := m.translate(ep); err != nil {
+		return err
+	}
+	return m.links.awaitUp(ep.HostIf, s.Bridge)
 }
 
 // translate makes the published ports of a connected endpoint work.

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -167,12 +168,16 @@ type veth struct {
 	hostMAC    net.HardwareAddr
 	mtu        int
 	isolated   bool // bridge port that cannot reach other isolated ports
+	down       bool // leave the host side down
 }
 
-// create makes the pair with the peer already inside netns, and the host side up.
+// create makes the pair with the peer already inside netns.
 func (l *links) create(v veth, netns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Flags, attrs.HardwareAddr = v.host, v.mtu, net.FlagUp, v.hostMAC
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.host, v.mtu, v.hostMAC
+	if !v.down {
+		attrs.Flags = net.FlagUp
+	}
 	if v.master != "" {
 		master, err := l.h.LinkByName(v.master)
 		if err != nil {
@@ -208,6 +213,53 @@ func (l *links) port(name string, set func(netlink.Link, bool) error) error {
 		return fmt.Errorf("set up bridge port %s: %w", name, err)
 	}
 	return nil
+}
+
+// patience bounds awaitUp. A container without its first packets is better than none.
+const patience = 2 * time.Second
+
+// awaitUp waits until the kernel has noticed that interfaces have carrier, which it does
+// beside us and after whoever holds its network lock. Until then it drops what it should
+// send, and a lost ARP request costs a container its first second.
+func (l *links) awaitUp(names ...string) error {
+	if up, err := l.allUp(names); up || err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	events := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribe(events, done); err != nil {
+		return fmt.Errorf("listen for interfaces: %w", err)
+	}
+	defer func() {
+		close(done)
+		for range events { // until the subscription has ended
+		}
+	}()
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	for {
+		if up, err := l.allUp(names); up || err != nil {
+			return err
+		}
+		select {
+		case <-events:
+		case <-timeout.C:
+			return nil
+		}
+	}
+}
+
+func (l *links) allUp(names []string) (bool, error) {
+	for _, name := range names {
+		link, err := l.h.LinkByName(name)
+		if err != nil {
+			return false, fmt.Errorf("find %s: %w", name, err)
+		}
+		if link.Attrs().OperState != netlink.OperUp {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // enslave puts a host side back on its bridge, after someone deleted the bridge.
