@@ -30,7 +30,10 @@ func TestRunningContainersAreAdopted(t *testing.T) {
 	m := newMachine(t)
 	run := m.run(Spec{Name: "web", Cmd: []string{"sh", "-c", "echo before; read x; echo got $x; exit 5"}, OpenStdin: true})
 	ended := m.run(Spec{Name: "short", Cmd: []string{"sh", "-c", "read x; exit 9"}, OpenStdin: true})
-	made := m.create(Spec{Name: "made"})
+	made := m.create(Spec{Name: "made", Labels: map[string]string{"a": "b"}})
+	if err := m.Rename(t.Context(), "made", "renamed"); err != nil {
+		t.Fatal(err)
+	}
 	m.crash()
 	if err := m.client.Close(); err != nil && !strings.Contains(err.Error(), "closed") {
 		t.Log(err)
@@ -44,8 +47,8 @@ func TestRunningContainersAreAdopted(t *testing.T) {
 	if got.Endpoints["bridge"].Addr != run.Endpoints["bridge"].Addr {
 		t.Errorf("address after the restart %v; want %v", got.Endpoints["bridge"].Addr, run.Endpoints["bridge"].Addr)
 	}
-	if m.get("made").ID != made.ID {
-		t.Error("a created container is lost")
+	if got := m.get("renamed"); got.ID != made.ID || got.Spec.Labels["a"] != "b" || got.Args == nil && got.Path == "" {
+		t.Errorf("a created and renamed container came back as %+v", got)
 	}
 	for _, x := range []struct {
 		id   string

@@ -132,7 +132,7 @@ func (c *instance) applyExitLocked(p warden.ProcessState, restart bool) {
 	if !p.ExitKnown {
 		st.Error = "it ended while nobody could see how"
 	}
-	if st.Health != nil && st.Health.Status == HealthStarting {
+	if st.Health != nil { // what does not run is not healthy
 		h := *st.Health
 		h.Status = HealthUnhealthy
 		st.Health = &h

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 func TestWhatAContainerSees(t *testing.T) {
@@ -458,5 +459,25 @@ func TestRestartOfAutoRemoveAndRemovalOfARestarting(t *testing.T) {
 	m.start(loop.ID)
 	if err := m.Remove(t.Context(), loop.ID, RemoveOptions{Force: true}); err != nil {
 		t.Errorf("forced removal of a restart loop: %v", err)
+	}
+}
+
+func TestMountThatTheWardenCannotSee(t *testing.T) {
+	m := newMachine(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	os.WriteFile(filepath.Join(dir, "f"), []byte("there"), 0o644)
+	i := m.create(Spec{Cmd: []string{"cat", "/d/f"}, Mounts: []Mount{{Type: MountBind, Source: dir, Target: "/d"}}})
+	err := m.Start(t.Context(), i.ID)
+	if err == nil { // mounts propagate on this machine
+		m.await(i.ID, WaitNotRunning)
+		if out := m.logs(i.ID); out != "there" {
+			t.Errorf("the container saw %q below a mount point; want its file", out)
+		}
+	} else if !strings.Contains(err.Error(), "make-rshared") {
+		t.Errorf("start = %v; want the remedy named", err)
 	}
 }

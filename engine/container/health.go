@@ -16,10 +16,12 @@ const (
 	healthTimedOut = -1
 )
 
+func hasCheck(h *Health) bool { return h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" }
+
 // watchHealth starts the health monitor of a container that runs, if it has a check.
 func (m *Manager) watchHealth(c *instance) {
 	h := c.spec().Healthcheck
-	if h == nil || len(h.Test) == 0 || h.Test[0] == "NONE" {
+	if !hasCheck(h) {
 		return
 	}
 	ctx, cancel := context.WithCancel(m.ctx)

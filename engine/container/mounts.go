@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // userMounts makes the mounts that the container asked for possible and describes them.
@@ -43,12 +44,31 @@ func (m *Manager) userMount(ctx context.Context, c *instance, mt *Mount) (specs.
 				return specs.Mount{}, err
 			}
 		}
-		return m.bindMount(mt, dir), nil
+		return m.bindMount(mt, dir), m.visible(dir)
 	}
 	if err := bindSource(mt); err != nil {
 		return specs.Mount{}, err
 	}
-	return m.bindMount(mt, mt.Source), nil
+	return m.bindMount(mt, mt.Source), m.visible(mt.Source)
+}
+
+// visible makes sure that the warden, in its own mount namespace, sees the same file as
+// we do. Where mounts do not propagate, one made after the warden's start is not there,
+// and the container would silently get the empty directory below it.
+func (m *Manager) visible(path string) error {
+	w, ok := m.Warden.(interface{ Pid() int })
+	if !ok {
+		return nil
+	}
+	var here, there unix.Stat_t
+	if err := unix.Stat(path, &here); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	err := unix.Stat(fmt.Sprintf("/proc/%d/root%s", w.Pid(), path), &there)
+	if err == nil && here.Dev == there.Dev && here.Ino == there.Ino {
+		return nil
+	}
+	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was mounted after Slipway's warden was started, and mounts do not propagate on this machine: run \"mount --make-rshared /\" before slipway serve", path))
 }
 
 func bindSource(mt *Mount) error {

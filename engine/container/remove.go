@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
+	"regexp"
 
 	"github.com/containerd/errdefs"
 )
@@ -131,22 +131,27 @@ func (m *Manager) removeDirs(id string) error {
 	return errors.Join(err, os.RemoveAll(m.dir(id)))
 }
 
-// sweep deletes directories that no record knows.
+// sweep deletes directories that no record knows. Others have mount points below Rootfs
+// too; those of containers are named by an id.
 func (m *Manager) sweep() {
-	entries, err := os.ReadDir(m.Dir)
-	if err != nil {
-		m.Log.Warn("container directories are not swept", "error", err)
-		return
-	}
-	for _, e := range entries {
-		name := e.Name()
-		if m.byID[name] != nil || strings.HasPrefix(name, ".") {
+	for _, dir := range []string{m.Dir, m.Rootfs} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			m.Log.Warn("left-over directories are not swept", "dir", dir, "error", err)
 			continue
 		}
-		m.reaper.add(func() {
-			if err := m.removeDirs(name); err != nil {
-				m.Log.Warn("left-over directory stays", "dir", name, "error", err)
+		for _, e := range entries {
+			id := e.Name()
+			if m.byID[id] != nil || !validID.MatchString(id) {
+				continue
 			}
-		})
+			m.reaper.add(func() {
+				if err := m.removeDirs(id); err != nil {
+					m.Log.Warn("left-over directory stays", "container", id, "error", err)
+				}
+			})
+		}
 	}
 }
+
+var validID = regexp.MustCompile(`^[0-9a-f]{64}$`)

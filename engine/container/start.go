@@ -304,6 +304,9 @@ func (m *Manager) started(c *instance, state warden.ProcessState, conn *connecti
 	c.ended, c.cleaned = make(chan struct{}), nil
 	s := &c.s
 	s.State = State{Status: StatusRunning, Running: true, Pid: state.Pid, StartedAt: state.StartedAt.UTC(), FinishedAt: s.State.FinishedAt}
+	if hasCheck(c.rec.Spec.Healthcheck) {
+		s.State.Health = &HealthState{Status: HealthStarting}
+	}
 	s.Endpoints, s.Ports = conn.endpoints, conn.ports
 	return writeState(c.dir, *s)
 }

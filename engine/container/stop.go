@@ -334,6 +334,9 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 		if err := m.Networks.Rename(ctx, c.id, name); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			m.Log.Warn("networks still know the old name", "container", c.id, "error", err)
 		}
+		c.mu.Lock()
+		m.adoptEndpointsLocked(c)
+		c.mu.Unlock()
 	}
 	m.publish(c, "rename", map[string]string{"oldName": "/" + old})
 	return nil
