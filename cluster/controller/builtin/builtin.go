@@ -14,9 +14,12 @@ import (
 	"slipway.dev/slipway/cluster/controller/garbage"
 	"slipway.dev/slipway/cluster/controller/job"
 	"slipway.dev/slipway/cluster/controller/namespace"
+	"slipway.dev/slipway/cluster/controller/nodelifecycle"
+	"slipway.dev/slipway/cluster/controller/podgc"
 	"slipway.dev/slipway/cluster/controller/replicaset"
 	"slipway.dev/slipway/cluster/controller/serviceaccount"
 	"slipway.dev/slipway/cluster/controller/statefulset"
+	"slipway.dev/slipway/cluster/controller/volume"
 	"slipway.dev/slipway/cluster/scheduler"
 	"slipway.dev/slipway/cluster/store"
 )
@@ -29,6 +32,9 @@ type Options struct {
 	// RootCA is the cluster's certificate authority in PEM, published to every namespace;
 	// nil publishes none.
 	RootCA []byte
+	// Volumes is where claims of the storage class "local" get their volumes, such as
+	// volume.Directory; nil: the cluster has no such class.
+	Volumes volume.Storage
 }
 
 // All is every controller, and the scheduler. None of them has been started.
@@ -44,6 +50,9 @@ func All(o Options) []controller.Controller {
 		namespace.New(d, o.Kinds),
 		garbage.New(d, o.Kinds),
 		serviceaccount.NewAccounts(d),
+		volume.New(d, o.Volumes),
+		nodelifecycle.New(d),
+		podgc.New(d),
 		scheduler.New(scheduler.Options{Reader: d.Reader, Writer: d.Writer, Events: d.Events, Log: d.Log}),
 	}
 	if o.RootCA != nil {
