@@ -19,9 +19,7 @@ func (d *daemon) openBuilder(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.builder, err = build.New(ctx, build.Options{
-		Dir: dir, Images: e.images, Runner: runner, Log: d.Log.With("room", "build"),
-	})
+	e.builder, err = build.New(ctx, build.Options{Dir: dir, Images: e.images, Runner: runner, Log: d.Log.With("room", "build")})
 	if err != nil {
 		return err
 	}

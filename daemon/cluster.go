@@ -16,7 +16,11 @@ import (
 
 	"slipway.dev/slipway/cluster/api"
 	"slipway.dev/slipway/cluster/auth"
+	"slipway.dev/slipway/cluster/controller"
+	"slipway.dev/slipway/cluster/controller/builtin"
 	"slipway.dev/slipway/cluster/node"
+	"slipway.dev/slipway/cluster/record"
+	"slipway.dev/slipway/cluster/service"
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
 	"slipway.dev/slipway/daemon/version"
@@ -31,6 +35,7 @@ type cluster struct {
 	store     *store.Store
 	authority *auth.Authority
 	api       *api.Server
+	services  *service.Server
 	node      *node.Agent
 }
 
@@ -49,21 +54,57 @@ func (d *daemon) openCluster(ctx context.Context) error {
 	if err := d.openAPI(ctx); err != nil {
 		return fmt.Errorf("kubernetes API: %w", err)
 	}
-	if err := d.openNode(ctx); err != nil {
-		return fmt.Errorf("node agent: %w", err)
-	}
+	// The bootstrap roles come first: everything below is allowed by them.
 	select {
 	case <-c.api.Ready():
-		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	d.events = record.NewSink(d.Log.With("room", "events"))
+	d.run(ctx, "event recorder", d.events.Run)
+	if err := d.openServices(ctx); err != nil {
+		return fmt.Errorf("services: %w", err)
+	}
+	d.openControllers(ctx)
+	if err := d.openNode(ctx); err != nil {
+		return fmt.Errorf("node agent: %w", err)
+	}
+	return nil
+}
+
+// openServices programs virtual addresses and policies, and answers the cluster's names.
+func (d *daemon) openServices(ctx context.Context) error {
+	c, networks := &d.cluster, d.engine.networks
+	udp, tcp, err := networks.ListenDNS(ctx)
+	if err != nil {
+		return err
+	}
+	c.services, err = service.New(service.Options{
+		Reader: c.store, Writer: c.api.Client().As("system:serviceaccount:kube-system:service-controller"),
+		Instance: d.instance, NodeName: d.node, NodeAddr: networks.NodeAddr(), PodRange: networks.PodRange(), ServiceRange: networks.ServiceRange(),
+		DNSAddr: networks.DNSAddr(), Ports: networks, Domain: clusterDomain, DNSUDP: udp, DNSTCP: tcp, Upstream: networks, Log: d.Log.With("room", "service"),
+	})
+	if err != nil {
+		return err
+	}
+	d.run(ctx, "services", c.services.Run)
+	return nil
+}
+
+// openControllers starts the reflexes and the scheduler.
+func (d *daemon) openControllers(ctx context.Context) {
+	c := &d.cluster
+	all := builtin.All(builtin.Options{
+		Deps:  controller.Deps{Reader: c.store, Writer: c.api.Client(), Events: d.events, Log: d.Log.With("room", "controller")},
+		Kinds: kinds.All(), RootCA: c.authority.CA(),
+	})
+	d.run(ctx, "controllers", func(ctx context.Context) error { return builtin.Run(ctx, all) })
 }
 
 func (d *daemon) openAPI(ctx context.Context) (err error) {
 	c, networks := &d.cluster, d.engine.networks
 	address := net.JoinHostPort("0.0.0.0", strconv.Itoa(d.APIPort))
-	if d.api, err = listen(ctx, d.engine.warden, "api", "tcp", address); err != nil {
+	if d.api, err = d.listen(ctx, "api", "tcp", address); err != nil {
 		return err
 	}
 	serviceIP := api.ServiceIP(networks.ServiceRange())
@@ -102,7 +143,7 @@ func (d *daemon) openNode(ctx context.Context) (err error) {
 	c.node, err = node.New(node.Options{
 		Name: d.node, Instance: d.instance, Dir: d.DataDir, RunDir: d.RunDir, Version: version.Kubernetes + "+slipway",
 		Reader: c.store, Writer: client.As("system:node:" + d.node), Tokens: tokens{client},
-		Containers: e.containers, Sandboxes: e.warden, Networks: e.networks, Images: e.images, Pull: d.pull, Events: e.events,
+		Containers: e.containers, Sandboxes: e.warden, Networks: e.networks, Images: e.images, Pull: d.pull, Events: e.events, Policy: c.services, Record: d.events,
 		NodeAddr: e.networks.NodeAddr(), DNSAddr: e.networks.DNSAddr(), ClusterDomain: clusterDomain, Log: d.Log.With("room", "node"),
 	})
 	if err != nil {

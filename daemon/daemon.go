@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"slipway.dev/slipway/cluster/record"
 	"slipway.dev/slipway/daemon/version"
 	"slipway.dev/slipway/dockerapi"
 	"slipway.dev/slipway/registry"
@@ -36,6 +37,7 @@ type daemon struct {
 	registry net.Listener
 	api      net.Listener
 	kubelet  net.Listener // in memory
+	events   *record.Sink
 
 	tasks  sync.WaitGroup
 	failed context.CancelCauseFunc // a part that must run has ended
@@ -108,7 +110,7 @@ func (d *daemon) open(ctx context.Context) error {
 func (d *daemon) openDoors(ctx context.Context) error {
 	e := &d.engine
 	var err error
-	if d.docker, err = listen(ctx, e.warden, "docker", "unix", filepath.Join(d.RunDir, "docker.sock")); err != nil {
+	if d.docker, err = d.listen(ctx, "docker", "unix", filepath.Join(d.RunDir, "docker.sock")); err != nil {
 		return fmt.Errorf("docker API: %w", err)
 	}
 	d.serve("docker API", d.docker, dockerapi.New(dockerapi.Options{
@@ -148,11 +150,6 @@ func (d *daemon) announce() error {
 		return err
 	}
 	d.closers.add("record", func(context.Context) error { return os.Remove(recordPath(d.RunDir)) })
-	// After an orderly stop nobody may be left waiting for an answer: the sockets end with it.
-	for _, name := range []string{"docker", "registry", "api"} {
-		d.closers.add("socket", func(ctx context.Context) error { return forget(ctx, d.engine.warden, name) })
-	}
-	d.closers.add("docker socket", func(context.Context) error { return os.Remove(filepath.Join(d.RunDir, "docker.sock")) })
 	d.Log.Info("ready", "version", r.Version, "docker", d.docker.Addr().String(), "api", d.api.Addr().String(),
 		"registry", d.registry.Addr().String(), "data", d.DataDir)
 	if d.Ready != nil {

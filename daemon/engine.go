@@ -49,12 +49,14 @@ func (d *daemon) openEngine(ctx context.Context) error {
 	e.warden, err = warden.Connect(ctx, warden.Options{
 		Socket: filepath.Join(d.RunDir, "warden.sock"), Executable: d.Warden,
 		StateDir: filepath.Join(d.RunDir, "warden"), RootDir: filepath.Join(d.DataDir, "rootfs"), Log: d.Log.With("room", "warden"),
+		// Beside the containers' parent, not below it, and outside of our own unit or session.
+		Cgroup: "/slipway-" + d.instance + "-warden",
 	})
 	if err != nil {
 		return fmt.Errorf("warden: %w", err)
 	}
 	d.closers.add("warden", func(context.Context) error { return e.warden.Close() })
-	if d.registry, err = listen(ctx, e.warden, "registry", "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(d.RegistryPort))); err != nil {
+	if d.registry, err = d.listen(ctx, "registry", "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(d.RegistryPort))); err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
 

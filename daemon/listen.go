@@ -18,6 +18,23 @@ type descriptors interface {
 	Drop(ctx context.Context, name string) error
 }
 
+// listen opens a socket for as long as the daemon means to serve it. When it stops, or fails to start, the
+// warden's copy goes too: nobody may be left waiting for an answer. Only a killed daemon leaves it open.
+func (d *daemon) listen(ctx context.Context, name, network, address string) (net.Listener, error) {
+	l, err := listen(ctx, d.engine.warden, name, network, address)
+	if err != nil {
+		return nil, err
+	}
+	d.closers.add(name+" socket", func(ctx context.Context) error {
+		l.Close() // its server has, when there was one
+		if network == "unix" {
+			os.Remove(address)
+		}
+		return forget(ctx, d.engine.warden, name)
+	})
+	return l, nil
+}
+
 // listen takes back the socket that a daemon before this one listened on, or opens it and has the
 // warden hold it. One that was for another address is closed first.
 func listen(ctx context.Context, fds descriptors, name, network, address string) (net.Listener, error) {

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"slipway.dev/slipway/cluster/record"
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
 	"slipway.dev/slipway/engine/container"
@@ -87,8 +88,9 @@ type Options struct {
 	Networks   Networks
 	Images     Images
 	Pull       PullFunc
-	Policy     Policy // nil: no network policies
-	Events     *event.Bus
+	Policy     Policy       // nil: no network policies
+	Events     *event.Bus   // of the engine
+	Record     *record.Sink // of the cluster
 
 	NodeAddr      netip.Addr // InternalIP
 	DNSAddr       netip.Addr // cluster DNS
@@ -101,7 +103,7 @@ type Options struct {
 type Agent struct {
 	Options
 	volumes  volumes
-	record   *recorder
+	record   recorder
 	capacity corev1.ResourceList
 	memory   int64
 
@@ -122,7 +124,7 @@ func New(o Options) (*Agent, error) {
 			return nil, err
 		}
 	}
-	a.record = newRecorder(o.Writer, o.Name, o.Log)
+	a.record = recorder{o.Record.For(o.Writer, "kubelet", o.Name)}
 	var err error
 	a.capacity, a.memory, err = machineCapacity()
 	return a, err
@@ -132,7 +134,6 @@ func New(o Options) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() { cancel(); a.tasks.Wait() }()
-	a.tasks.Go(func() { a.record.run(ctx) })
 	if err := a.register(ctx); err != nil {
 		return err
 	}
