@@ -348,7 +348,7 @@ func TestClientAffinity(t *testing.T) {
 	})
 	for range 12 {
 		if got := call(t, client.ns, "tcp", c.vip(20)+":80"); got != first {
-			t.Fatalf("a client went to %q first and then to %q", first, got)
+			t.Fatalf("a client went to %q first and then to %q\n%s", first, got, networktest.Sh(t, "nft list ruleset; nft --debug=netlink list chain ip slipway-ab12cd-svc svc/shop/web/tcp/80"))
 		}
 	}
 	var rest []pod

@@ -427,13 +427,17 @@ func Sticky(memory, live *nftables.Set) Rule {
 	}
 }
 
+const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE, which x/sys/unix lacks
+
 // StickTo translates the destination to what the map holds for the keys, and remembers it
-// for the client's address.
+// for the client's address. What was remembered goes first: an update of an element that
+// exists renews its time and leaves its value.
 func StickTo(memory, targets *nftables.Set, keys ...Key) Rule {
 	const client = firstReg + 4
 	return append(load(keys),
 		&expr.Lookup{SourceRegister: firstReg, SetName: targets.Name, IsDestRegSet: true, DestRegister: firstReg},
 		KeySaddr().load(client),
+		&expr.Dynset{SrcRegKey: client, SrcRegData: firstReg, SetName: memory.Name, Operation: dynsetDelete},
 		remember(memory, client),
 		dnatFromRegisters())
 }
