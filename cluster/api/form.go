@@ -27,10 +27,11 @@ import (
 // form is how a client wants what it reads: an encoding, and the objects themselves, their
 // metadata alone, or rows of a table.
 type form struct {
-	r     *resource
-	info  runtime.SerializerInfo
-	as    *schema.GroupVersionKind // nil: the objects themselves
-	table *metav1.TableOptions     // with as.Kind "Table"
+	r      *resource
+	info   runtime.SerializerInfo
+	pretty bool
+	as     *schema.GroupVersionKind // nil: the objects themselves
+	table  *metav1.TableOptions     // with as.Kind "Table"
 }
 
 func (r *resource) negotiate(req *http.Request) (*form, error) {
@@ -38,7 +39,7 @@ func (r *resource) negotiate(req *http.Request) (*form, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &form{r: r, info: info, as: opts.Convert}
+	f := &form{r: r, info: info, as: opts.Convert, pretty: info.Serializer == opts.Accepted.PrettySerializer}
 	if f.as != nil && f.as.Kind == "Table" {
 		f.table = &metav1.TableOptions{}
 		if err := metainternalscheme.ParameterCodec.DecodeParameters(req.URL.Query(), metav1.SchemeGroupVersion, f.table); err != nil {
@@ -194,24 +195,25 @@ func (f *form) write(w http.ResponseWriter, req *http.Request, code int, obj run
 	if err := f.info.Serializer.Encode(obj, buf); err != nil {
 		return fmt.Errorf("encode %T as %s: %w", obj, f.info.MediaType, err)
 	}
+	f.send(w, req, code, buf.Bytes())
+	return nil
+}
+
+func (f *form) send(w http.ResponseWriter, req *http.Request, code int, body []byte) {
 	h := w.Header()
 	h.Set("Content-Type", f.info.MediaType)
-	if buf.Len() > compressAbove && wantsGzip(req) {
+	if len(body) > compressAbove && wantsGzip(req) {
 		h.Set("Content-Encoding", "gzip")
 		h.Add("Vary", "Accept-Encoding")
 		w.WriteHeader(code)
-		z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
-		if err != nil {
-			return err
-		}
-		z.Write(buf.Bytes()) // an error means that the client has gone
+		z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // the level is one it knows
+		z.Write(body)                                  // an error means that the client has gone
 		z.Close()
-		return nil
+		return
 	}
-	h.Set("Content-Length", strconv.Itoa(buf.Len()))
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)
-	w.Write(buf.Bytes())
-	return nil
+	w.Write(body)
 }
 
 // wantsGzip says whether compressing pays: the client takes it and is on another machine.

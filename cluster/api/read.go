@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -32,6 +33,7 @@ type reader struct {
 	objects objects
 	closing context.Context // ends the watches when the server closes
 	watches time.Duration   // how long a watch lasts whose client names no limit, at least
+	lists   listCache
 }
 
 func (s *reader) get(w http.ResponseWriter, req *http.Request, r *resource) error {
@@ -147,18 +149,57 @@ func (s *reader) list(w http.ResponseWriter, req *http.Request, r *resource) err
 	if err != nil {
 		return err
 	}
-	p := collect(snap, r.kind, sel, start, opts.Limit, !exact)
-	meta := metav1.ListMeta{ResourceVersion: store.FormatRevision(max(snap.Revision(), 1)), RemainingItemCount: p.remaining}
-	if p.next != "" {
-		if meta.Continue, err = encodeContinue(p.next, max(snap.Revision(), 1)); err != nil {
-			return apierrors.NewInternalError(err)
-		}
+	page := func() (runtime.Object, error) {
+		return form.page(req.Context(), collect(snap, r.kind, sel, start, opts.Limit, !exact), snap.Revision())
 	}
-	out, err := form.list(req.Context(), p.items, meta)
+	if !form.cacheable() || exact || start != "" || opts.Limit > 0 {
+		out, err := page()
+		if err != nil {
+			return err
+		}
+		return form.write(w, req, http.StatusOK, out)
+	}
+	atLeast, err := store.ParseRevision(opts.ResourceVersion)
+	if err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	body, err := s.lists.get(form.key(req.URL.Path, sel), snap, atLeast, func() ([]byte, error) {
+		out, err := page()
+		if err != nil {
+			return nil, err
+		}
+		var buf bytes.Buffer
+		err = form.info.Serializer.Encode(out, &buf)
+		return buf.Bytes(), err
+	})
 	if err != nil {
 		return err
 	}
-	return form.write(w, req, http.StatusOK, out)
+	form.send(w, req, http.StatusOK, body)
+	return nil
+}
+
+// page is a part of a list in this form.
+func (f *form) page(ctx context.Context, p page, rev int64) (runtime.Object, error) {
+	meta := metav1.ListMeta{ResourceVersion: store.FormatRevision(max(rev, 1)), RemainingItemCount: p.remaining}
+	if p.next != "" {
+		var err error
+		if meta.Continue, err = encodeContinue(p.next, max(rev, 1)); err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+	}
+	return f.list(ctx, p.items, meta)
+}
+
+// cacheable: tables tell ages, which change by themselves.
+func (f *form) cacheable() bool { return f.table == nil && !f.pretty }
+
+func (f *form) key(path string, sel *selection) listKey {
+	k := listKey{path: path, mediaType: f.info.MediaType, labels: sel.labels.String(), fields: sel.fields.String()}
+	if f.as != nil {
+		k.as = f.as.String()
+	}
+	return k
 }
 
 // state is the snapshot that a list's version parameters ask for, and the key to begin at.

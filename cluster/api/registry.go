@@ -30,7 +30,6 @@ import (
 	configmaps "k8s.io/kubernetes/pkg/registry/core/configmap/storage"
 	endpoints "k8s.io/kubernetes/pkg/registry/core/endpoint/storage"
 	events "k8s.io/kubernetes/pkg/registry/core/event/storage"
-	limitranges "k8s.io/kubernetes/pkg/registry/core/limitrange/storage"
 	namespaces "k8s.io/kubernetes/pkg/registry/core/namespace/storage"
 	noderest "k8s.io/kubernetes/pkg/registry/core/node/rest"
 	nodes "k8s.io/kubernetes/pkg/registry/core/node/storage"
@@ -38,7 +37,6 @@ import (
 	persistentvolumeclaims "k8s.io/kubernetes/pkg/registry/core/persistentvolumeclaim/storage"
 	pods "k8s.io/kubernetes/pkg/registry/core/pod/storage"
 	podtemplates "k8s.io/kubernetes/pkg/registry/core/podtemplate/storage"
-	resourcequotas "k8s.io/kubernetes/pkg/registry/core/resourcequota/storage"
 	secrets "k8s.io/kubernetes/pkg/registry/core/secret/storage"
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 	"k8s.io/kubernetes/pkg/registry/core/service/portallocator"
@@ -119,7 +117,7 @@ func (r *registry) groups() (map[schema.GroupVersion]group, error) {
 
 func (r *registry) core() (group, error) {
 	g := group{}
-	for _, add := range []func(group) error{r.namespaces, r.podsAndServices, r.config, r.volumes, r.limits, r.templates} {
+	for _, add := range []func(group) error{r.namespaces, r.podsAndServices, r.config, r.volumes, r.templates} {
 		if err := add(g); err != nil {
 			return nil, err
 		}
@@ -204,16 +202,6 @@ func (r *registry) volumes(g group) error {
 	pvc, pvcStatus, err := persistentvolumeclaims.NewREST(r.storages)
 	g["persistentvolumes"], g["persistentvolumes/status"] = pv, pvStatus
 	g["persistentvolumeclaims"], g["persistentvolumeclaims/status"] = pvc, pvcStatus
-	return err
-}
-
-func (r *registry) limits(g group) error {
-	lr, err := limitranges.NewREST(r.storages)
-	if err != nil {
-		return err
-	}
-	rq, status, err := resourcequotas.NewREST(r.storages)
-	g["limitranges"], g["resourcequotas"], g["resourcequotas/status"] = lr, rq, status
 	return err
 }
 

@@ -223,6 +223,7 @@ func (s *Server) Close(ctx context.Context) error {
 	err := s.servers.shutdown(ctx)
 	s.kubelets.close()
 	s.background.Wait()
+	s.reader.lists.clear()
 	return err
 }
 

@@ -154,14 +154,14 @@ func (st *stream) event(e store.Event) error {
 		if !st.sel.matches(e.Object) {
 			return nil
 		}
-		return st.send("DELETED", e.Object)
+		return st.pass("DELETED", e)
 	}
 	was, is := e.Prev != nil && st.sel.matches(e.Prev), st.sel.matches(e.Object)
 	switch {
 	case is && was:
-		return st.send("MODIFIED", e.Object)
+		return st.pass("MODIFIED", e)
 	case is:
-		return st.send("ADDED", e.Object)
+		return st.pass("ADDED", e)
 	case was: // the last version that was selected, at the version that ended that
 		return st.send("DELETED", at(e.Prev, e.Object.GetResourceVersion()))
 	}
@@ -185,6 +185,24 @@ func (st *stream) bookmark(rev int64, annotations map[string]string) error {
 	return st.send("BOOKMARK", o)
 }
 
+// pass sends an event's object as it is. Its encoding is made once for all watches.
+func (st *stream) pass(typ string, e store.Event) error {
+	f := st.form
+	if f.as != nil || f.r.gvk != f.r.kind.GVK || f.pretty {
+		return st.send(typ, e.Object)
+	}
+	object, err := e.Encoded(f.info.MediaType, func(e store.Event) ([]byte, error) {
+		var buf bytes.Buffer
+		err := f.info.Serializer.Encode(e.Object, &buf)
+		return buf.Bytes(), err
+	})
+	if err != nil {
+		return fmt.Errorf("encode %T: %w", e.Object, err)
+	}
+	st.sent = time.Now()
+	return st.frameOut(typ, object)
+}
+
 func (st *stream) send(typ string, o store.Object) error {
 	shown, err := st.form.object(st.ctx, o)
 	if err != nil {
@@ -206,13 +224,20 @@ func (st *stream) fail(err *apierrors.StatusError) {
 
 func (st *stream) encode(typ string, o runtime.Object) error {
 	st.object.Reset()
-	st.out.Reset()
 	if err := st.form.info.Serializer.Encode(o, &st.object); err != nil {
 		return fmt.Errorf("encode %T: %w", o, err)
 	}
-	st.frame(&st.out, typ, st.object.Bytes())
+	return st.frameOut(typ, st.object.Bytes())
+}
+
+// keepIdle is how much memory a watch that waits may hold.
+const keepIdle = 8 << 10
+
+func (st *stream) frameOut(typ string, object []byte) error {
+	st.out.Reset()
+	st.frame(&st.out, typ, object)
 	_, err := st.w.Write(st.out.Bytes())
-	if st.object.Cap() > keepBuffer { // one huge object must not stay with an idle watch
+	if st.out.Cap() > keepIdle {
 		st.object, st.out = bytes.Buffer{}, bytes.Buffer{}
 	}
 	return err
