@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 
 	"github.com/gorilla/websocket"
 	"github.com/moby/term"
@@ -34,13 +35,13 @@ func (s *Server) attachContainer(w *reply, r *request) error {
 	if info.State.Restarting {
 		return conflict("container %s is restarting, wait until the container is running", info.ID)
 	}
-	t := &takeover{w: w, r: r, framed: !info.Spec.Tty}
+	ctx, t := newTakeover(w, r, !info.Spec.Tty)
 	defer t.close()
 	o := container.AttachOptions{
 		Logs: r.flag("logs"), Stream: r.flag("stream"), DetachKeys: keys, Attached: t.start,
 	}
 	if r.flag("stdin") && info.Spec.OpenStdin {
-		o.Stdin = t
+		o.Stdin = t.input()
 	}
 	if r.flag("stdout") {
 		o.Stdout = t.output(stdoutStream)
@@ -48,41 +49,58 @@ func (s *Server) attachContainer(w *reply, r *request) error {
 	if r.flag("stderr") {
 		o.Stderr = t.output(stderrStream)
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	t.gone = cancel
 	return t.finish(s.containers.Attach(ctx, info.ID, o))
 }
 
-// takeover is a connection that becomes a stream at start, as late as an error can still be told over HTTP. It is
-// the standard input of what it is connected to.
+// takeover is a connection that becomes a stream at start, as late as an error can still be told over HTTP.
 type takeover struct {
 	w      *reply
 	r      *request
 	framed bool
+	gone   context.CancelFunc // called when the client has gone away
+	stdin  *io.PipeReader     // nil: standard input is thrown away
+	feed   *io.PipeWriter
 	up     *upgraded
-	err    error              // of the upgrade
-	gone   context.CancelFunc // called when the client can no longer be written to; may be nil
+	err    error // of the upgrade
+	reader sync.WaitGroup
+}
+
+// newTakeover returns a context that ends when the client goes away; the end of its input alone, which is where Go's server
+// would end the request's own context, does not count.
+func newTakeover(w *reply, r *request, framed bool) (context.Context, *takeover) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	return ctx, &takeover{w: w, r: r, framed: framed, gone: cancel}
+}
+
+// input is standard input, from start on.
+func (t *takeover) input() io.Reader {
+	t.stdin, t.feed = io.Pipe()
+	return t.stdin
 }
 
 func (t *takeover) start() {
-	if t.up == nil && t.err == nil {
-		t.up, t.err = upgrade(t.w, t.r, t.framed)
+	if t.up != nil || t.err != nil {
+		return
 	}
+	if t.up, t.err = upgrade(t.w, t.r, t.framed); t.err != nil {
+		return
+	}
+	t.reader.Go(func() {
+		if t.up.receive(t.feed) {
+			t.gone()
+		}
+	})
 }
 
 func (t *takeover) close() {
+	t.gone()
+	if t.stdin != nil {
+		t.stdin.Close()
+	}
 	if t.up != nil {
 		t.up.Close()
 	}
-}
-
-// Read implements io.Reader for standard input.
-func (t *takeover) Read(p []byte) (int, error) {
-	if t.up == nil {
-		return 0, io.EOF
-	}
-	return t.up.in.Read(p)
+	t.reader.Wait()
 }
 
 func (t *takeover) output(stream byte) io.Writer { return takeoverWriter{t, stream} }
@@ -97,7 +115,7 @@ func (w takeoverWriter) Write(p []byte) (int, error) {
 		return 0, io.ErrClosedPipe
 	}
 	n, err := w.t.up.out.write(w.stream, p)
-	if err != nil && w.t.gone != nil {
+	if err != nil {
 		w.t.gone()
 	}
 	return n, err
@@ -114,7 +132,7 @@ func (t *takeover) finish(err error) error {
 		return nil
 	case t.up == nil:
 		return err
-	case t.r.Context().Err() != nil || errors.Is(err, io.ErrClosedPipe):
+	case errors.Is(err, context.Canceled) || errors.Is(err, io.ErrClosedPipe):
 		return nil
 	}
 	stream := byte(systemErr)

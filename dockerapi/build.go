@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	buildtypes "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/registry"
 
@@ -55,7 +56,18 @@ func (s *Server) build(w *reply, r *request) error {
 	for _, warning := range result.Warnings {
 		out.line("[Warning] %s\n", warningLine(warning))
 	}
-	return classic.Finish(result.ImageID, req.Tags)
+	return classic.Finish(result.ImageID, shownTags(req.Tags))
+}
+
+// shownTags are names as `docker images` shows them: with the tag that was left out.
+func shownTags(tags []string) []string {
+	var shown []string
+	for _, t := range tags {
+		if ref, err := reference.ParseNormalizedNamed(t); err == nil {
+			shown = append(shown, reference.FamiliarString(reference.TagNameOnly(ref)))
+		}
+	}
+	return shown
 }
 
 func warningLine(w build.Warning) string {

@@ -81,6 +81,15 @@ func (req *createRequest) normalize() {
 	if h.ShmSize == 0 {
 		h.ShmSize = 64 << 20
 	}
+	if h.Memory > 0 && h.MemorySwap == 0 {
+		h.MemorySwap = 2 * h.Memory
+	}
+	if h.MemorySwappiness != nil && *h.MemorySwappiness == -1 {
+		h.MemorySwappiness = nil
+	}
+	if h.PidsLimit != nil && *h.PidsLimit == 0 {
+		h.PidsLimit = nil
+	}
 }
 
 // checkPlatform refuses a platform that the image at hand does not have, in the words that make the

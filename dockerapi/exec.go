@@ -1,7 +1,6 @@
 package dockerapi
 
 import (
-	"context"
 	"errors"
 	"net/http"
 
@@ -69,11 +68,11 @@ func (s *Server) startExec(w *reply, r *request) error {
 }
 
 func (s *Server) attachExec(w *reply, r *request, info container.ExecInfo, o container.ExecIO) error {
-	t := &takeover{w: w, r: r, framed: !info.Spec.Tty}
+	ctx, t := newTakeover(w, r, !info.Spec.Tty)
 	defer t.close()
 	o.Started = t.start
 	if info.Spec.AttachStdin {
-		o.Stdin = t
+		o.Stdin = t.input()
 	}
 	if info.Spec.AttachStdout {
 		o.Stdout = t.output(stdoutStream)
@@ -81,10 +80,6 @@ func (s *Server) attachExec(w *reply, r *request, info container.ExecInfo, o con
 	if info.Spec.AttachStderr {
 		o.Stderr = t.output(stderrStream)
 	}
-	// A client that goes away leaves the process running, as in Docker; only the copying ends.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
-	defer cancel()
-	t.gone = cancel
 	err := s.containers.ExecStart(ctx, info.ID, o)
 	if err != nil && t.up == nil && s.execFailed(info.ID) {
 		t.start()

@@ -1,15 +1,17 @@
 package dockerapi
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 
 	"github.com/moby/moby/api/types"
+	"golang.org/x/sys/unix"
 )
 
 // Streams of Docker's multiplexed format, as they appear in the first byte of a frame.
@@ -23,7 +25,7 @@ const (
 // output and error go out, in frames when the container has no terminal.
 type upgraded struct {
 	conn net.Conn
-	in   *bufio.Reader
+	in   io.Reader
 	out  *framer
 }
 
@@ -47,7 +49,44 @@ func upgrade(w *reply, r *request, framed bool) (*upgraded, error) {
 		conn.Close()
 		return nil, fmt.Errorf("take over the connection: %w", err)
 	}
-	return &upgraded{conn: conn, in: buf.Reader, out: &framer{w: conn, framed: framed}}, nil
+	// The server's own reader would cancel the request at the end of standard input, and the output with it.
+	ahead, err := buf.Reader.Peek(buf.Reader.Buffered())
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	in := io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)
+	return &upgraded{conn: conn, in: in, out: &framer{w: conn, framed: framed}}, nil
+}
+
+// receive copies what the client sends to stdin, and throws it away when that is nil, until the client is done. It
+// returns true when the client has gone away altogether, false when it only has no more input.
+func (u *upgraded) receive(stdin *io.PipeWriter) (gone bool) {
+	var to io.Writer = io.Discard
+	if stdin != nil {
+		to = stdin
+		defer stdin.Close()
+	}
+	_, err := io.Copy(to, u.in)
+	return err != nil || hungUp(u.conn)
+}
+
+// hungUp tells a closed connection from one whose other side only finished writing.
+func hungUp(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	poll := make([]unix.PollFd, 1)
+	err = raw.Control(func(fd uintptr) {
+		poll[0].Fd = int32(fd)
+		_, _ = unix.Poll(poll, 0) // does not wait
+	})
+	return err != nil || poll[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }
 
 func (u *upgraded) Close() error {

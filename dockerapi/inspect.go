@@ -30,6 +30,7 @@ func (s *Server) inspectContainer(w *reply, r *request) error {
 	}
 	answer.Driver = s.host.driver()
 	answer.GraphDriver = &storage.DriverData{Name: s.host.driver(), Data: nil}
+	answer.ExecIDs = s.runningExecs(info.ExecIDs)
 	if r.flag("size") {
 		rw, rootfs, err := s.containers.Size(r.Context(), info.ID)
 		if err != nil {
@@ -45,6 +46,16 @@ func (s *Server) inspectContainer(w *reply, r *request) error {
 		containertypes.InspectResponse
 		NetworkSettings json.RawMessage
 	}{answer, settings})
+}
+
+// runningExecs leaves out those that have ended, which the engine keeps for a while for their exit codes. None is null.
+func (s *Server) runningExecs(ids []string) (running []string) {
+	for _, id := range ids {
+		if e, err := s.containers.ExecInspect(id); err == nil && e.Running {
+			running = append(running, id)
+		}
+	}
+	return running
 }
 
 // containerJSON is a container as `docker inspect` shows it.
@@ -131,7 +142,10 @@ func hostConfigJSON(info container.Info, h *containertypes.HostConfig) *containe
 		h.RestartPolicy.Name = containertypes.RestartPolicyDisabled
 	}
 	if h.CgroupnsMode == "" {
-		h.CgroupnsMode = containertypes.CgroupnsMode(info.Spec.CgroupnsMode)
+		h.CgroupnsMode = containertypes.CgroupnsModeHost
+		if readMachine().cgroupVersion == "2" {
+			h.CgroupnsMode = containertypes.CgroupnsModePrivate
+		}
 	}
 	h.NetworkMode = containertypes.NetworkMode(info.Spec.NetworkMode)
 	if h.NetworkMode == "" || h.NetworkMode == networktypes.NetworkDefault {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 
 	"github.com/moby/moby/api/types/jsonstream"
@@ -28,6 +29,9 @@ func (p *progress) begin() {
 		return
 	}
 	p.began = true
+	// The request's body, a context or an archive, is still being read while progress is shown. HTTP/1 servers in Go
+	// would otherwise swallow the rest of it at the first byte of the reply.
+	_ = http.NewResponseController(p.w.ResponseWriter).EnableFullDuplex()
 	p.w.Header().Set("Content-Type", "application/json")
 }
 

@@ -56,8 +56,7 @@ func (s *Server) pullImage(w *reply, r *request) error {
 			return err
 		}
 	}
-	named, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
+	if _, err := reference.ParseNormalizedNamed(ref); err != nil {
 		return invalid("invalid reference format: %q: %v", ref, err)
 	}
 	o := image.PullOptions{Auth: authFor(registryAuth(r))}
@@ -68,21 +67,10 @@ func (s *Server) pullImage(w *reply, r *request) error {
 		}
 		o.Platform = &platform
 	}
-	before, _ := s.images.Get(r.Context(), ref)
 	out := newImageProgress(w)
 	o.Progress = out.report
-	out.status(tagOf(named), "Pulling from %s", reference.Path(named))
-	img, err := s.images.Pull(r.Context(), ref, o)
-	if err != nil {
-		return out.finish(err)
-	}
-	out.status("", "Digest: %s", pulledDigest(img, named))
-	if before.ID == img.ID {
-		out.status("", "Status: Image is up to date for %s", reference.FamiliarString(named))
-	} else {
-		out.status("", "Status: Downloaded newer image for %s", reference.FamiliarString(named))
-	}
-	return nil
+	_, err := s.images.Pull(r.Context(), ref, o)
+	return out.finish(err)
 }
 
 func hasTagOrDigest(name string) bool {
@@ -145,7 +133,6 @@ func (s *Server) pushImage(w *reply, r *request) error {
 		return notFound("An image does not exist locally with the tag: %s", reference.FamiliarName(named))
 	}
 	out := newImageProgress(w)
-	out.status("", "The push refers to repository [%s]", named.Name())
 	err = s.images.Push(r.Context(), ref, image.PushOptions{Auth: authFor(registryAuth(r)), Progress: out.report})
 	if err != nil {
 		return out.finish(err)
@@ -154,7 +141,6 @@ func (s *Server) pushImage(w *reply, r *request) error {
 	if pushed, err := s.images.Get(r.Context(), ref); err == nil {
 		dgst = pulledDigest(pushed, named)
 	}
-	out.status("", "%s: digest: %s size: %d", tagOf(named), dgst, size)
 	out.aux(map[string]any{"Tag": tagOf(named), "Digest": dgst, "Size": size})
 	return nil
 }

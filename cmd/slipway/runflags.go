@@ -39,6 +39,7 @@ type createFlags struct {
 }
 
 func (f *createFlags) register(s *pflag.FlagSet) {
+	s.Bool("help", false, "show this help") // without its usual -h, which is --hostname here
 	s.StringVar(&f.name, "name", "", "name of the container (default: a random one)")
 	s.StringVarP(&f.hostname, "hostname", "h", "", "host name inside the container")
 	s.StringVar(&f.domainname, "domainname", "", "NIS domain name inside the container")
