@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -112,7 +113,9 @@ func namespaceObjects() []store.Object {
 // policyObjects are upstream's default roles and bindings.
 func policyObjects() []store.Object {
 	var out []store.Object
-	roles := append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...)
+	controllers := bootstrappolicy.ControllerRoles()
+	updateWherePatch(controllers)
+	roles := append(bootstrappolicy.ClusterRoles(), controllers...)
 	aggregateRoles(roles)
 	for i := range roles {
 		out = append(out, &roles[i])
@@ -137,6 +140,19 @@ func policyObjects() []store.Object {
 		}
 	}
 	return out
+}
+
+// updateWherePatch lets controllers update what upstream's patch: ours read the newest version in
+// memory and write it back whole, on condition that it still is the newest.
+func updateWherePatch(roles []rbacv1.ClusterRole) {
+	for i := range roles {
+		for j := range roles[i].Rules {
+			r := &roles[i].Rules[j]
+			if slices.Contains(r.Verbs, "patch") && !slices.Contains(r.Verbs, "update") {
+				r.Verbs = append(slices.Clone(r.Verbs), "update")
+			}
+		}
+	}
 }
 
 // aggregateRoles fills in the rules of admin, edit and view, which gather those of other

@@ -133,6 +133,7 @@ func (p *prober) watch(ctx context.Context, kind string, probe *corev1.Probe, st
 	defer wait.Stop()
 	var successes, failures int32
 	last := kind == livenessProbe // assumed alive until it fails; not ready, not started until it succeeds
+	eager := eagerFirst
 	for {
 		select {
 		case <-ctx.Done():
@@ -144,6 +145,14 @@ func (p *prober) watch(ctx context.Context, kind string, probe *corev1.Probe, st
 		if ctx.Err() != nil {
 			return
 		}
+		if period := probePeriod(probe); err != nil && !last && eager < period && probe.InitialDelaySeconds == 0 {
+			// It has just started: asking again soon costs little, and failures of the first period
+			// count for nothing, as if the probe had not run yet.
+			wait.Reset(eager)
+			eager *= 2
+			continue
+		}
+		eager = probePeriod(probe)
 		if err == nil {
 			successes, failures = successes+1, 0
 		} else {
@@ -165,9 +174,16 @@ func (p *prober) watch(ctx context.Context, kind string, probe *corev1.Probe, st
 				return
 			}
 		}
-		period := max(time.Duration(probe.PeriodSeconds)*time.Second, time.Second)
-		wait.Reset(period - min(time.Since(began), period))
+		wait.Reset(probePeriod(probe) - min(time.Since(began), probePeriod(probe)))
 	}
+}
+
+// eagerFirst is the first wait between the attempts that a container gets before its first period is
+// over; each is twice as long as the one before.
+const eagerFirst = 20 * time.Millisecond
+
+func probePeriod(probe *corev1.Probe) time.Duration {
+	return max(time.Duration(probe.PeriodSeconds)*time.Second, time.Second)
 }
 
 // once runs the probe's action one time.

@@ -173,9 +173,6 @@ func streamOptions(r *http.Request) (*remotecommand.Options, error) {
 	return o, nil
 }
 
-var protocols = []string{
-	"v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"}
-
 func (a *Agent) serveExec(w http.ResponseWriter, r *http.Request) {
 	opts, err := streamOptions(r)
 	if err != nil {
@@ -190,7 +187,7 @@ func (a *Agent) serveExec(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	remotecommand.ServeExec(w, r, streams{a}, "", "", info.ID, r.URL.Query()["command"], opts, streamIdle, streamCreation, protocols)
+	remotecommand.ServeExec(w, r, streams{a}, "", "", info.ID, r.URL.Query()["command"], opts, streamIdle, streamCreation, remotecommand.SupportedStreamingProtocols)
 }
 
 func (a *Agent) serveAttach(w http.ResponseWriter, r *http.Request) {
@@ -204,7 +201,7 @@ func (a *Agent) serveAttach(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	remotecommand.ServeAttach(w, r, streams{a}, "", "", info.ID, opts, streamIdle, streamCreation, protocols)
+	remotecommand.ServeAttach(w, r, streams{a}, "", "", info.ID, opts, streamIdle, streamCreation, remotecommand.SupportedStreamingProtocols)
 }
 
 func (a *Agent) servePortForward(w http.ResponseWriter, r *http.Request) {
