@@ -92,6 +92,9 @@ func (l launch) spec() (container.Spec, error) {
 		s.StopSignal = string(*c.Lifecycle.StopSignal)
 	}
 	l.resources(&s)
+	if err := l.extras(&s); err != nil {
+		return s, err
+	}
 	if err := l.security(&s); err != nil {
 		return s, err
 	}
@@ -254,7 +257,7 @@ func (l launch) mounts(s *container.Spec) error {
 				return fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, l.container.Name, err)
 			}
 		}
-		mount := container.Mount{Type: container.MountBind, Source: source, Target: m.MountPath, ReadOnly: m.ReadOnly}
+		mount := container.Mount{Type: container.MountBind, Source: source, Target: m.MountPath, ReadOnly: m.ReadOnly, Populate: l.populates(m.Name)}
 		if m.MountPropagation != nil {
 			switch *m.MountPropagation {
 			case corev1.MountPropagationHostToContainer:

@@ -151,6 +151,9 @@ func (m *Manager) createMounts(ctx context.Context, c *instance, chain image.Cha
 			if err := checkBind(mt); err != nil {
 				return nil, err
 			}
+			if err := populateBind(mt, layers(chain.Lower)); err != nil {
+				return nil, fmt.Errorf("create container %s: %w", c.rec.Spec.Name, err)
+			}
 		}
 		c.rec.Mounts = append(c.rec.Mounts, m.mountPoint(mt))
 	}
@@ -205,19 +208,34 @@ func (m *Manager) createVolume(ctx context.Context, c *instance, mt *Mount, chai
 
 // populate copies what the image has at target into an empty volume.
 func (m *Manager) populate(ctx context.Context, c *instance, name, target string, image layers) error {
+	return withContent(target, image, func(src string) error { return m.Volumes.Populate(ctx, name, src) })
+}
+
+// populateBind does the same for an empty directory of the host, where that was asked for.
+func populateBind(mt *Mount, image layers) error {
+	if !mt.Populate {
+		return nil
+	}
+	return withContent(mt.Target, image, func(src string) error {
+		return volume.PopulateDir(mt.Source, mt.Source+".populating", src)
+	})
+}
+
+// withContent calls fn with a directory that holds what the image has at target, if it has a directory there.
+func withContent(target string, image layers, fn func(src string) error) error {
 	dirs := image.directory(target)
 	if len(dirs) == 0 {
 		return nil
 	}
 	if len(dirs) == 1 && onlyPlain(dirs[0]) {
-		return m.Volumes.Populate(ctx, name, dirs[0])
+		return fn(dirs[0])
 	}
 	view, err := mountDetached(dirs, "", "", nil)
 	if err != nil {
 		return err
 	}
 	defer view.Close()
-	return m.Volumes.Populate(ctx, name, fmt.Sprintf("/proc/self/fd/%d", view.Fd()))
+	return fn(fmt.Sprintf("/proc/self/fd/%d", view.Fd()))
 }
 
 func (m *Manager) mountPoint(mt *Mount) MountPoint {

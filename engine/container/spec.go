@@ -132,6 +132,7 @@ type Mount struct {
 	NonRecursive      bool `json:",omitempty"` // bind only what is mounted at Source itself
 	RecursiveReadOnly bool `json:",omitempty"` // read-only holds for submounts too
 	CreateSource      bool `json:",omitempty"` // bind: make a missing host directory, as -v does
+	Populate          bool `json:",omitempty"` // bind: copy the image's content into an empty directory, as volumes do
 
 	NoCopy        bool              `json:",omitempty"` // volume: do not copy the image's content into an empty volume
 	Subpath       string            `json:",omitempty"` // volume, image

@@ -97,10 +97,15 @@ func (s *Store) Populate(ctx context.Context, name, src string) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	dst, marker := s.Path(name), filepath.Join(s.dir, name, populating)
 	if needsMount(v.meta) && !strings.Contains(","+v.meta.Options["o"]+",", ",bind,") {
 		return nil
 	}
+	return PopulateDir(s.Path(name), filepath.Join(s.dir, name, populating), src)
+}
+
+// PopulateDir copies src into the directory dst when that is empty. The file marker, beside dst, is there
+// while the copy is under way.
+func PopulateDir(dst, marker, src string) error {
 	_, statErr := os.Stat(marker)
 	interrupted := statErr == nil
 	if empty, err := isEmpty(dst); err != nil || (!empty && !interrupted) {
@@ -108,14 +113,14 @@ func (s *Store) Populate(ctx context.Context, name, src string) error {
 	}
 	if interrupted {
 		if err := clear(dst); err != nil {
-			return fmt.Errorf("populate volume %q: %w", name, err)
+			return fmt.Errorf("populate %s: %w", dst, err)
 		}
 	}
 	if err := writeSynced(marker, nil); err != nil {
-		return fmt.Errorf("populate volume %q: %w", name, err)
+		return fmt.Errorf("populate %s: %w", dst, err)
 	}
 	if err := fs.CopyDir(dst, src); err != nil {
-		return fmt.Errorf("populate volume %q from the image: %w", name, err)
+		return fmt.Errorf("populate %s from the image: %w", dst, err)
 	}
 	return os.Remove(marker)
 }
