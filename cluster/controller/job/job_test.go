@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -128,8 +129,11 @@ func TestPodsAreCountedOnceEvenIfTheyAreDeleted(t *testing.T) {
 
 func TestIndexedJobRunsEachIndexOnce(t *testing.T) {
 	controllertest.Run(t, func(c *controllertest.Cluster) {
+		var mu sync.Mutex
 		tries := map[string]int{}
 		start(c, func(p *corev1.Pod) (int32, time.Duration, bool) {
+			mu.Lock()
+			defer mu.Unlock()
 			i := p.Labels["batch.kubernetes.io/job-completion-index"]
 			tries[i]++
 			if i == "2" && tries[i] == 1 {
@@ -144,6 +148,8 @@ func TestIndexedJobRunsEachIndexOnce(t *testing.T) {
 		if j.Status.CompletedIndexes != "0-4" || counts(j) != "active=0 succeeded=5 failed=1" {
 			t.Errorf("completed indexes %q, counts %s; want 0-4 and one failure", j.Status.CompletedIndexes, counts(j))
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if fmt.Sprint(tries) != "map[0:1 1:1 2:2 3:1 4:1]" {
 			t.Errorf("tries by index = %v; want one each, and two for the one that failed", tries)
 		}

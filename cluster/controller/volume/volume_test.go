@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,13 +23,28 @@ import (
 
 // storage remembers what was removed, and fails while broken is set.
 type storage struct {
+	mu      sync.Mutex
 	removed []string
 	broken  error
+}
+
+func (s *storage) set(broken error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = broken
+}
+
+func (s *storage) gone() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.removed
 }
 
 func (s *storage) Path(v string) (string, string) { return "/data/" + v, "n1" }
 
 func (s *storage) Remove(_ context.Context, v string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.broken != nil {
 		return s.broken
 	}
@@ -105,7 +121,7 @@ func TestClaimsOfTheLocalClassGetADirectoryAndGiveItBack(t *testing.T) {
 		if got, want := show(c), "data=Bound(made) made=Bound"; got != want {
 			t.Errorf("while a pod uses it: %s; want %s", got, want)
 		}
-		s.broken = errors.New("device is busy")
+		s.set(errors.New("device is busy"))
 		controllertest.EditStatus(c, pod, func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })
 		c.Settle()
 		if got, want := show(c), "made=Failed"; got != want {
@@ -114,10 +130,10 @@ func TestClaimsOfTheLocalClassGetADirectoryAndGiveItBack(t *testing.T) {
 		if got, want := c.Events(pv.Name), "VolumeFailedDelete: device is busy"; !strings.HasPrefix(got, want) {
 			t.Errorf("events = %s; want %s", got, want)
 		}
-		s.broken = nil
+		s.set(nil)
 		c.Sleep(10 * time.Minute)
-		if got := show(c); got != "" || len(s.removed) != 1 || s.removed[0] != pv.Name {
-			t.Errorf("afterwards: %q, removed %v; want nothing left and %s removed", got, s.removed, pv.Name)
+		if got, removed := show(c), s.gone(); got != "" || len(removed) != 1 || removed[0] != pv.Name {
+			t.Errorf("afterwards: %q, removed %v; want nothing left and %s removed", got, removed, pv.Name)
 		}
 	})
 }
