@@ -18,12 +18,14 @@ import (
 	"slipway.dev/slipway/cluster/auth"
 	"slipway.dev/slipway/cluster/controller"
 	"slipway.dev/slipway/cluster/controller/builtin"
+	"slipway.dev/slipway/cluster/controller/volume"
 	"slipway.dev/slipway/cluster/node"
 	"slipway.dev/slipway/cluster/record"
 	"slipway.dev/slipway/cluster/service"
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
 	"slipway.dev/slipway/daemon/version"
+	"slipway.dev/slipway/engine/container"
 	"slipway.dev/slipway/engine/image"
 )
 
@@ -97,6 +99,7 @@ func (d *daemon) openControllers(ctx context.Context) {
 	all := builtin.All(builtin.Options{
 		Deps:  controller.Deps{Reader: c.store, Writer: c.api.Client(), Events: d.events, Log: d.Log.With("room", "controller")},
 		Kinds: kinds.All(), RootCA: c.authority.CA(),
+		Volumes: volume.Directory{Root: filepath.Join(d.DataDir, "claims"), Node: d.node},
 	})
 	d.run(ctx, "controllers", func(ctx context.Context) error { return builtin.Run(ctx, all) })
 }
@@ -179,7 +182,7 @@ func (d *daemon) run(ctx context.Context, name string, part func(context.Context
 
 // pull fetches an image for a pod.
 func (d *daemon) pull(ctx context.Context, ref string, auth func(host string) (user, password string)) error {
-	_, err := d.engine.images.Pull(ctx, ref, image.PullOptions{Auth: func(host string) (string, string, error) {
+	_, err := d.engine.images.Pull(ctx, ref, image.PullOptions{Owner: container.OwnerNode, Auth: func(host string) (string, string, error) {
 		user, password := auth(host)
 		return user, password, nil
 	}})

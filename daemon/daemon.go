@@ -55,6 +55,7 @@ func Run(ctx context.Context, o Options) error {
 	defer lock.Close()
 	// The collector runs earlier than by default: this process is small and long-lived.
 	debug.SetGCPercent(50)
+	quietLibraries(o.Log)
 	protect(o.Log)
 
 	ctx, failed := context.WithCancelCause(ctx)
