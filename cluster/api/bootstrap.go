@@ -129,14 +129,15 @@ func policyObjects() []store.Object {
 		}
 		out = append(out, &bindings[i])
 	}
+	// These two are upstream's own variables, the same for every server in the process: copies.
 	for _, list := range bootstrappolicy.NamespaceRoles() {
 		for i := range list {
-			out = append(out, &list[i])
+			out = append(out, list[i].DeepCopy())
 		}
 	}
 	for _, list := range bootstrappolicy.NamespaceRoleBindings() {
 		for i := range list {
-			out = append(out, &list[i])
+			out = append(out, list[i].DeepCopy())
 		}
 	}
 	return out

@@ -109,3 +109,14 @@ func (i *instance) http(t testing.TB) *http.Client {
 func (i *instance) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, network, addr)
 }
+
+var ipAddresses = kinds.IPAddresses
+
+func mustPrefix(t testing.TB, s string) netip.Prefix {
+	t.Helper()
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
