@@ -416,7 +416,8 @@ func TestPlanService(t *testing.T) {
 func BenchmarkEndpointChange(b *testing.B) {
 	networktest.NeedRoot(b)
 	c := newCluster(b)
-	c.stop()
+	c.server.mu.Lock() // the Server has nothing to do
+	defer c.server.mu.Unlock()
 	model := c.server.model
 	targets := func(n, from int) backend {
 		var be backend

@@ -168,16 +168,14 @@ type veth struct {
 	hostMAC    net.HardwareAddr
 	mtu        int
 	isolated   bool // bridge port that cannot reach other isolated ports
-	down       bool // leave the host side down
 }
 
-// create makes the pair with the peer already inside netns.
+// create makes the pair with the peer already inside netns, and the host side up: then
+// the peer has carrier from the moment it is brought up, and only the host side has to
+// be waited for, see awaitUp.
 func (l *links) create(v veth, netns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.host, v.mtu, v.hostMAC
-	if !v.down {
-		attrs.Flags = net.FlagUp
-	}
+	attrs.Name, attrs.MTU, attrs.Flags, attrs.HardwareAddr = v.host, v.mtu, net.FlagUp, v.hostMAC
 	if v.master != "" {
 		master, err := l.h.LinkByName(v.master)
 		if err != nil {

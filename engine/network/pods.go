@@ -132,7 +132,7 @@ func (m *Manager) plugPod(netns *os.File, p podRecord) error {
 		return err
 	}
 	hostMAC, podMAC := net.HardwareAddr{0x02, 0x53, 0x57, 0, 0, 1}, macFor(p.Addr)
-	if err := m.links.create(veth{host: p.HostIf, peer: "eth0", mac: podMAC, hostMAC: hostMAC, down: true}, netns); err != nil {
+	if err := m.links.create(veth{host: p.HostIf, peer: "eth0", mac: podMAC, hostMAC: hostMAC}, netns); err != nil {
 		return err
 	}
 	err := m.links.guest(netns, func(g guest) error {
@@ -149,7 +149,10 @@ func (m *Manager) plugPod(netns *os.File, p podRecord) error {
 	if err := writeSysctl("net/ipv4/conf/"+p.HostIf+"/route_localnet", "1"); err != nil {
 		return err
 	}
-	return m.links.routeToPod(p, podMAC, m.nodeAddr)
+	if err := m.links.routeToPod(p, podMAC, m.nodeAddr); err != nil {
+		return err
+	}
+	return m.links.awaitUp(p.HostIf)
 }
 
 // routePod sends everything to the host, without asking who has which address.
@@ -170,10 +173,6 @@ func (l *links) routeToPod(p podRecord, mac net.HardwareAddr, node netip.Addr) e
 	link, err := l.h.LinkByName(p.HostIf)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", p.HostIf, err)
-	}
-	// Only now, with the pod's side up: it has carrier from the first moment on.
-	if err := l.h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring up %s: %w", p.HostIf, err)
 	}
 	index := link.Attrs().Index
 	neigh := &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: p.Addr.AsSlice(), HardwareAddr: mac}
