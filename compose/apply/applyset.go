@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
+	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -61,40 +63,51 @@ func (c *Cluster) writeParent(ctx context.Context, namespace, project string, fi
 	return err
 }
 
-// members lists what belongs to the project, in the order in which it is deleted.
+// members lists what belongs to the project, by kind.
 func (c *Cluster) members(ctx context.Context, namespace string) (map[string][]unstructured.Unstructured, error) {
-	out := map[string][]unstructured.Unstructured{}
-	for _, k := range kinds {
-		list, err := c.in(k, namespace).List(ctx, metav1.ListOptions{LabelSelector: labelPartOf + "=" + setID(namespace)})
-		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", k.gvr.Resource, err)
-		}
-		out[k.gk] = list.Items
+	lists := make([][]unstructured.Unstructured, len(kinds))
+	errs := make([]error, len(kinds))
+	var tasks sync.WaitGroup
+	for i, k := range kinds {
+		tasks.Go(func() {
+			list, err := c.in(k, namespace).List(ctx, metav1.ListOptions{LabelSelector: labelPartOf + "=" + setID(namespace)})
+			if err != nil {
+				errs[i] = fmt.Errorf("list %s: %w", k.gvr.Resource, err)
+				return
+			}
+			lists[i] = list.Items
+		})
 	}
-	return out, nil
+	tasks.Wait()
+	out := map[string][]unstructured.Unstructured{}
+	for i, k := range kinds {
+		out[k.gk] = lists[i]
+	}
+	return out, errors.Join(errs...)
 }
 
-// prune deletes members that keep does not name; claims stay, as they hold data.
-func (c *Cluster) prune(ctx context.Context, namespace string, keep map[string]bool, report func(string)) error {
-	all, err := c.members(ctx, namespace)
-	if err != nil {
-		return err
-	}
+// prune deletes the members that orphan says so of; claims and volumes stay, as they hold data.
+func (c *Cluster) prune(ctx context.Context, members map[string][]unstructured.Unstructured, orphan func(key, service string) bool, p Progress) (n int, err error) {
 	for _, k := range kinds {
 		if k.gvr == claimsGVR || !k.namespaced {
 			continue
 		}
-		for _, m := range all[k.gk] {
-			if keep[k.gk+"/"+m.GetName()] {
+		for i := range members[k.gk] {
+			m := &members[k.gk][i]
+			service := m.GetLabels()[labelService]
+			if !orphan(keyOf(m), service) {
 				continue
 			}
-			if err := c.remove(ctx, k, namespace, m.GetName()); err != nil {
-				return err
+			if err := c.remove(ctx, k, m.GetNamespace(), m.GetName()); err != nil {
+				return n, err
 			}
-			report(fmt.Sprintf("%s %s removed: it is no longer in the file", m.GetKind(), m.GetName()))
+			n++
+			if k.gvr == deploymentsGVR || k.gvr == jobsGVR {
+				p.Say("", fmt.Sprintf("service %s removed: it is no longer in the file", service))
+			}
 		}
 	}
-	return nil
+	return n, nil
 }
 
 func (c *Cluster) remove(ctx context.Context, k kind, namespace, name string) error {

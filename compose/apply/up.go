@@ -10,6 +10,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"slipway.dev/slipway/compose"
 )
@@ -24,24 +25,68 @@ type Progress interface {
 
 // UpOptions refine Up.
 type UpOptions struct {
-	Project  string
-	Files    []string
-	Wait     bool // for every service to be healthy, or complete
+	Project string
+	Files   []string
+	Wait    bool // for every service to be healthy, or complete
+	// Orphan tells of a member that the plan does not have, by its service ("" for what is not a service's own),
+	// whether it is to be removed. Nil: all are.
+	Orphan   func(service string) bool
 	Progress Progress
 }
 
+// Outcome counts what Up did to objects.
+type Outcome struct{ Created, Changed, Removed int }
+
+// Nothing is true of an Up that found everything as the plan wants it.
+func (o Outcome) Nothing() bool { return o == Outcome{} }
+
 // Up makes the cluster have the plan: everything is checked by a dry run before anything changes, what
 // workloads need comes before them, and a service starts when what it depends on has come far enough.
-func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) error {
+func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) (Outcome, error) {
 	if err := c.ensureNamespace(ctx, plan.Namespace, o.Project); err != nil {
-		return err
+		return Outcome{}, err
 	}
-	keep := map[string]bool{kinds[4].gk + "/" + parentName: true}
+	before, err := c.members(ctx, plan.Namespace)
+	if err != nil {
+		return Outcome{}, err
+	}
+	keep := mark(plan)
+	if err := c.check(ctx, plan); err != nil {
+		return Outcome{}, err
+	}
+	if err := c.writeParent(ctx, plan.Namespace, o.Project, o.Files); err != nil {
+		return Outcome{}, err
+	}
+	tally := newTally(before)
+	if err := c.applyAll(ctx, plan.Shared, false, tally.count); err != nil {
+		return tally.outcome(), err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t, err := c.track(ctx, plan.Namespace)
+	if err != nil {
+		return tally.outcome(), err
+	}
+	defer func() { cancel(); t.tasks.Wait() }()
+	if err := c.workloads(ctx, t, plan, o, tally); err != nil {
+		return tally.outcome(), err
+	}
+	removed, err := c.prune(ctx, before, func(key, service string) bool {
+		return !keep[key] && (o.Orphan == nil || o.Orphan(service))
+	}, o.Progress)
+	out := tally.outcome()
+	out.Removed = removed
+	return out, err
+}
+
+// mark labels the plan's objects as members of its set, and returns their keys.
+func mark(plan *compose.Plan) map[string]bool {
+	keep := map[string]bool{}
 	label := func(obj Object) {
 		labels := obj.GetLabels()
 		labels[labelPartOf] = setID(plan.Namespace)
 		obj.SetLabels(labels)
-		keep[obj.GetObjectKind().GroupVersionKind().GroupKind().String()+"/"+obj.GetName()] = true
+		keep[keyOf(obj)] = true
 	}
 	for _, obj := range plan.Shared {
 		label(obj)
@@ -49,26 +94,52 @@ func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) error
 	for _, w := range plan.Workloads {
 		label(w.Object)
 	}
-	if err := c.check(ctx, plan); err != nil {
-		return err
+	return keep
+}
+
+// keyOf tells the members of a project apart.
+func keyOf(o Object) string {
+	return o.GetObjectKind().GroupVersionKind().GroupKind().String() + "/" + o.GetName()
+}
+
+// tally compares what was applied with what was there.
+type tally struct {
+	before map[string]string // resourceVersions; immutable
+
+	mu  sync.Mutex
+	now Outcome // guarded by mu
+}
+
+func newTally(members map[string][]unstructured.Unstructured) *tally {
+	t := &tally{before: map[string]string{}}
+	for _, list := range members {
+		for i := range list {
+			t.before[keyOf(&list[i])] = list[i].GetResourceVersion()
+		}
 	}
-	if err := c.writeParent(ctx, plan.Namespace, o.Project, o.Files); err != nil {
-		return err
+	return t
+}
+
+// count notes an applied object and tells whether it is other than before.
+func (t *tally) count(applied Object) bool {
+	version, known := t.before[keyOf(applied)]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case !known:
+		t.now.Created++
+	case version != applied.GetResourceVersion():
+		t.now.Changed++
+	default:
+		return false
 	}
-	if err := c.applyAll(ctx, plan.Shared, false); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	t, err := c.track(ctx, plan.Namespace)
-	if err != nil {
-		return err
-	}
-	defer func() { cancel(); t.tasks.Wait() }()
-	if err := c.workloads(ctx, t, plan, o); err != nil {
-		return err
-	}
-	return c.prune(ctx, plan.Namespace, keep, func(line string) { o.Progress.Say("", line) })
+	return true
+}
+
+func (t *tally) outcome() Outcome {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.now
 }
 
 // check dry-runs everything on the server. Jobs cannot be changed, only replaced: those that exist are
@@ -80,14 +151,14 @@ func (c *Cluster) check(ctx context.Context, plan *compose.Plan) error {
 			all = append(all, w.Object)
 		}
 	}
-	return c.applyAll(ctx, all, true)
+	return c.applyAll(ctx, all, true, func(Object) bool { return false })
 }
 
 // parallel bounds requests under way.
 const parallel = 8
 
 // applyAll applies objects that do not depend on one another.
-func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun bool) error {
+func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun bool, done func(Object) bool) error {
 	var mu sync.Mutex
 	var errs []error
 	var tasks sync.WaitGroup
@@ -96,11 +167,14 @@ func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun
 		slots <- struct{}{}
 		tasks.Go(func() {
 			defer func() { <-slots }()
-			if _, err := c.apply(ctx, obj, dryRun); err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
+			out, err := c.apply(ctx, obj, dryRun)
+			if err == nil {
+				done(out)
+				return
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
 		})
 	}
 	tasks.Wait()
@@ -108,10 +182,10 @@ func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun
 }
 
 // workloads applies each service as soon as its dependencies allow, and waits for all.
-func (c *Cluster) workloads(ctx context.Context, t *tracker, plan *compose.Plan, o UpOptions) error {
+func (c *Cluster) workloads(ctx context.Context, t *tracker, plan *compose.Plan, o UpOptions, count *tally) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &rollout{c: c, t: t, o: o, plan: plan, generation: map[string]int64{}, legal: map[string]string{}, applied: make(map[string]chan struct{})}
+	r := &rollout{c: c, t: t, o: o, plan: plan, tally: count, generation: map[string]int64{}, legal: map[string]string{}, applied: make(map[string]chan struct{})}
 	for _, w := range plan.Workloads {
 		r.applied[w.Service] = make(chan struct{})
 		r.legal[w.Service] = w.Object.GetName()
@@ -142,6 +216,7 @@ type rollout struct {
 	t       *tracker
 	o       UpOptions
 	plan    *compose.Plan
+	tally   *tally
 	legal   map[string]string        // service to object name
 	applied map[string]chan struct{} // closed when a service's object is there
 
@@ -261,6 +336,7 @@ func (r *rollout) apply(ctx context.Context, w *compose.Workload) error {
 	if err != nil {
 		return err
 	}
+	r.tally.count(out)
 	r.mu.Lock()
 	r.generation[w.Service] = out.GetGeneration()
 	r.mu.Unlock()

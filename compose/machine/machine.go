@@ -16,6 +16,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/distribution/reference"
 )
 
 // Client speaks to one daemon.
@@ -119,17 +121,38 @@ type Login struct {
 	ServerAddress string `json:"serveraddress,omitempty"`
 }
 
-// Pull fetches an image; report hears of each line of progress.
-func (c *Client) Pull(ctx context.Context, ref string, login *Login, report func(string)) error {
-	header := http.Header{}
+// Pull fetches an image; report hears of each line of progress. An empty platform is this machine's.
+func (c *Client) Pull(ctx context.Context, ref string, login *Login, platform string, report func(string)) error {
+	q := url.Values{"fromImage": {ref}}
+	if platform != "" {
+		q.Set("platform", platform)
+	}
+	return c.transfer(ctx, "/images/create", q, login, report)
+}
+
+// Push sends an image to the registry that its name tells.
+func (c *Client) Push(ctx context.Context, ref string, login *Login, report func(string)) error {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return fmt.Errorf("image %q: %w", ref, err)
+	}
+	q := url.Values{}
+	if tagged, ok := reference.TagNameOnly(named).(reference.Tagged); ok {
+		q.Set("tag", tagged.Tag())
+	}
+	return c.transfer(ctx, "/images/"+reference.FamiliarName(named)+"/push", q, login, report)
+}
+
+func (c *Client) transfer(ctx context.Context, path string, q url.Values, login *Login, report func(string)) error {
+	raw := []byte("{}") // a push must carry the header
 	if login != nil {
-		raw, err := json.Marshal(login)
-		if err != nil {
+		var err error
+		if raw, err = json.Marshal(login); err != nil {
 			return err
 		}
-		header.Set("X-Registry-Auth", base64.URLEncoding.EncodeToString(raw))
 	}
-	res, err := c.do(ctx, http.MethodPost, "/images/create", url.Values{"fromImage": {ref}}, nil, header)
+	header := http.Header{"X-Registry-Auth": {base64.URLEncoding.EncodeToString(raw)}}
+	res, err := c.do(ctx, http.MethodPost, path, q, nil, header)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,119 @@
+// Slipway's command for Compose projects, which `slipway` becomes for up, down, scale and, in a folder
+// with a Compose file, for ps, logs, exec and build.
+//
+// It is a program of its own because it links compose-go and the Kubernetes client, which `slipway run`
+// should not wait for. The work is in package compose (a project becomes objects), compose/machine (images,
+// through the Docker API) and compose/apply (objects, through the Kubernetes API); here are the verbs, what
+// they show and their exit codes, which are docker compose's.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	// One interrupt cancels what is going on; a second one ends the process as if nobody listened.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	code := run(ctx, os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr})
+	stop()
+	os.Exit(code)
+}
+
+// streams are the command's own standard streams.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// exitStatus is an error with an exit code of its own: a command's in exec.
+type exitStatus interface{ ExitStatus() int }
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+// codeInterrupted is what a shell gives a process that SIGINT ended.
+const codeInterrupted = 130
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, s streams) int {
+	a := &app{streams: s}
+	root := a.rootCommand()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var status exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return status.ExitStatus()
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		fmt.Fprintln(s.err, "slipway: interrupted")
+		return codeInterrupted
+	}
+	fmt.Fprintf(s.err, "slipway: %v\n", err)
+	return 1
+}
+
+// app holds what all verbs share: the global flags.
+type app struct {
+	streams
+	source      sourceFlags
+	kubeContext string
+	runDir      string // of --run-dir; empty: not given
+}
+
+const defaultRunDir = "/run/slipway"
+
+func (a *app) runDirectory() string {
+	if a.runDir != "" {
+		return a.runDir
+	}
+	if dir := os.Getenv("SLIPWAY_RUN_DIR"); dir != "" {
+		return dir
+	}
+	return defaultRunDir
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "slipway",
+		Short: "Build, start and look after the project of a Compose file",
+		Long: `Build, start and look after the project of a Compose file.
+
+The project's services become ordinary Kubernetes objects in a namespace of the project's name: replicas are
+restarted when they fail, a changed image or configuration is a rolling update, and kubectl shows all of it.`,
+		Example: `  slipway up                         build and start ./compose.yaml
+  slipway up --scale web=3 web       only web and what it depends on
+  slipway -f prod.yaml -p shop up    another file, another project name
+  slipway logs -f web
+  slipway exec web sh
+  slipway down -v                    and remove the volumes`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	f := root.PersistentFlags()
+	f.StringArrayVarP(&a.source.files, "file", "f", nil, "Compose `FILE` (repeatable; default compose.yaml and compose.override.yaml)")
+	f.StringVarP(&a.source.name, "project-name", "p", "", "project name (default: the file's, or its folder's)")
+	f.StringVar(&a.source.dir, "project-directory", "", "what relative paths start from (default: the first file's folder)")
+	f.StringArrayVar(&a.source.profiles, "profile", nil, "also enable the services of a profile")
+	f.StringArrayVar(&a.source.envFiles, "env-file", nil, "read variables from `FILE` instead of .env")
+	f.StringVar(&a.kubeContext, "context", "", "apply to the cluster of a kubeconfig context instead of this machine")
+	f.StringVar(&a.runDir, "run-dir", "", "run directory of the daemon (default $SLIPWAY_RUN_DIR or "+defaultRunDir+")")
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{errors.New(err.Error() + "\nRun '" + cmd.CommandPath() + " --help' for the flags it has.")}
+	})
+	root.AddCommand(a.upCommand(), a.downCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.buildCommand(), a.scaleCommand(), a.configCommand())
+	return root
+}
