@@ -178,15 +178,19 @@ func (c *cli) buildContext(dir, file string) (io.ReadCloser, string, error) {
 	if strings.Contains(dir, "://") || strings.HasPrefix(dir, "git@") {
 		return nil, "", usageError{fmt.Errorf("%s: remote build contexts are not supported: clone or download it first", dir)}
 	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return nil, "", fmt.Errorf("build context: %w", err)
+	}
+	if !st.IsDir() {
+		return nil, "", fmt.Errorf("build context %s is not a directory", dir)
+	}
 	root, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, "", err
 	}
 	if root, err = filepath.EvalSymlinks(root); err != nil {
 		return nil, "", fmt.Errorf("build context: %w", err)
-	}
-	if st, err := os.Stat(root); err != nil || !st.IsDir() {
-		return nil, "", fmt.Errorf("build context %s is not a directory", dir)
 	}
 	return c.directoryContext(root, file)
 }
@@ -227,6 +231,7 @@ func (c *cli) directoryContext(root, file string) (io.ReadCloser, string, error)
 	}
 	p := packer{root: root, ignore: ignore, keep: []string{name, ".dockerignore", name + ".dockerignore"}}
 	if outside != nil {
+		p.keep = nil
 		name = outsideName
 		p.extra = map[string][]byte{name: outside, ".dockerignore": []byte(strings.Join(append(slices.Clone(ignore), outsideName), "\n") + "\n")}
 	}

@@ -226,7 +226,7 @@ func (c *cli) networkRemove() *cobra.Command {
 			return c.each(args, func(name string) error {
 				err := c.client.delete(cmd.Context(), networkPath(name, ""), nil, nil)
 				if force && isStatus(err, 404) {
-					return nil
+					return errSkipped
 				}
 				return err
 			})
@@ -323,7 +323,7 @@ func (c *cli) volumeRemove() *cobra.Command {
 			return c.each(args, func(name string) error {
 				err := c.client.delete(cmd.Context(), volumePath(name), q, nil)
 				if force && isStatus(err, 404) {
-					return nil
+					return errSkipped
 				}
 				return err
 			})

@@ -46,11 +46,18 @@ func exactly(n int, what string) cobra.PositionalArgs {
 	}
 }
 
+// errSkipped says that there was nothing to do and nothing to print.
+var errSkipped = errors.New("nothing to do")
+
 // each does something to every operand, prints those that it worked for, and fails if one did.
 func (c *cli) each(args []string, do func(name string) error) error {
 	var failures []error
 	for _, name := range args {
-		if err := do(name); err != nil {
+		err := do(name)
+		if errors.Is(err, errSkipped) {
+			continue
+		}
+		if err != nil {
 			failures = append(failures, err)
 			continue
 		}
@@ -223,7 +230,7 @@ func (c *cli) rmCommand() *cobra.Command {
 			return c.each(args, func(name string) error {
 				err := c.client.delete(cmd.Context(), containerPath(name, ""), q, nil)
 				if force && isStatus(err, 404) {
-					return nil
+					return errSkipped
 				}
 				return err
 			})
