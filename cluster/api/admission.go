@@ -47,7 +47,7 @@ func newAdmission(objects store.Reader) *admissionChain {
 			namespaceLifecycle{objects}, serviceAccounts{objects}, tolerations{},
 			priorities{objects}, storageClasses{objects},
 		},
-		validating: []validator{priorityClasses{objects}},
+		validating: []validator{priorityClasses{objects}, podSecurity{objects}},
 	}
 }
 
