@@ -19,8 +19,8 @@ import (
 
 // policies writes network policies into the table's model. A packet from or to a pod of
 // this node takes three steps: both pods must be admitted; a pod with egress policies
-// leads to its own chain, where one of them has to let the packet go on; then the same
-// with ingress at the other end. Server.mu covers it.
+// leads to its own chain, where one of them has to accept the packet; then the same with
+// ingress at the other end. Server.mu covers it.
 type policies struct {
 	model *nft.Model
 	local netip.Prefix // the node's pods
@@ -81,23 +81,28 @@ func newPolicies(m *nft.Model, instance string, local netip.Prefix) *policies {
 
 // chains are the rules that never change. The node's own packets (probes, the daemon) do
 // not cross the forward hook, and are always allowed.
+//
+// Leaving and arriving are two base chains, so that "accept" in the first only ends the
+// first. One chain that goes on to the other would let the kernel, which checks every
+// path at every commit, walk the product of all policies of both ends.
 func (p *policies) chains(services netip.Prefix) {
-	p.model.Chain("forward", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: -5},
-		nft.If(nft.IIf(p.glob), nft.Goto("police")),
-		nft.If(nft.OIf(p.glob), nft.Goto("police")),
-	)
-	p.model.Chain("police", nil,
+	hook := func(priority int) *nft.Hook {
+		return &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: priority}
+	}
+	p.model.Chain("leave", hook(-6),
+		nft.If(nft.IIfNot(p.glob), nft.OIfNot(p.glob), nft.Accept()),
 		nft.If(nft.Established(), nft.Accept()),
 		nft.If(nft.Daddr(services), nft.Jump("refuse")),
 		nft.If(nft.IIf(p.ifs), nft.NotIn(p.admitted, nft.KeySaddr()), nft.Drop()),
 		nft.If(nft.OIf(p.ifs), nft.NotIn(p.admitted, nft.KeyDaddr()), nft.Drop()),
 		nft.If(nft.In(p.self, nft.KeySaddr(), nft.KeyDaddr()), nft.Accept()),
 		nft.If(nft.IIf(p.ifs), nft.Vmap(p.outOf, nft.KeySaddr())),
-		nft.Goto("arrive"),
 	)
-	p.model.Chain("arrive", nil,
-		nft.If(nft.OIf(p.ifs), nft.Vmap(p.into, nft.KeyDaddr())),
-		nft.Accept(),
+	p.model.Chain("arrive", hook(-5),
+		nft.If(nft.OIfNot(p.ifs), nft.Accept()),
+		nft.If(nft.Established(), nft.Accept()),
+		nft.If(nft.In(p.self, nft.KeySaddr(), nft.KeyDaddr()), nft.Accept()),
+		nft.Vmap(p.into, nft.KeyDaddr()),
 	)
 }
 
@@ -230,7 +235,14 @@ func (p *policies) unpolice(a netip.Addr) {
 	p.isolate(p.outOf, a, chainOutOf(a), nil)
 }
 
-func policyChain(key, way string) string { return "policy/" + key + "/" + way }
+// policyChain names a policy's chain. The kernel takes 255 bytes, a policy's name alone
+// may have 253.
+func policyChain(key, way string) string {
+	if len(key) > 200 {
+		key = setName(key[:150], key)
+	}
+	return "policy/" + key + "/" + way
+}
 
 // setNamespace enters a namespace's labels; nil removes it.
 func (p *policies) setNamespace(name string, now labels.Set) {
@@ -276,10 +288,10 @@ func (p *policies) setPolicy(key string, now *policyPlan) {
 
 func (p *policies) policyChains(key string, plan *policyPlan) {
 	if d := plan.ingress; d != nil {
-		p.model.Chain(policyChain(key, "in"), nil, p.rules(d, nft.KeySaddr, nft.Saddr, nft.SaddrNot, nft.Accept())...)
+		p.model.Chain(policyChain(key, "in"), nil, p.rules(d, nft.KeySaddr, nft.Saddr, nft.SaddrNot)...)
 	}
 	if d := plan.egress; d != nil {
-		p.model.Chain(policyChain(key, "out"), nil, p.rules(d, nft.KeyDaddr, nft.Daddr, nft.DaddrNot, nft.Goto("arrive"))...)
+		p.model.Chain(policyChain(key, "out"), nil, p.rules(d, nft.KeyDaddr, nft.Daddr, nft.DaddrNot)...)
 	}
 }
 
@@ -302,7 +314,7 @@ func (p *policies) dropUnwanted(key string, old policyPlan, now *policyPlan) {
 }
 
 // rules of one direction: for each allowance, every peer with every port.
-func (p *policies) rules(d *direction, other func() nft.Key, within, without func(netip.Prefix) nft.Rule, pass nft.Rule) []nft.Rule {
+func (p *policies) rules(d *direction, other func() nft.Key, within, without func(netip.Prefix) nft.Rule) []nft.Rule {
 	var out []nft.Rule
 	for _, a := range d.allow {
 		var who []nft.Rule
@@ -322,7 +334,7 @@ func (p *policies) rules(d *direction, other func() nft.Key, within, without fun
 		what := p.portMatches(a.ports)
 		for _, w := range who {
 			for _, port := range what {
-				out = append(out, nft.If(w, port, pass))
+				out = append(out, nft.If(w, port, nft.Accept()))
 			}
 		}
 	}

@@ -20,9 +20,15 @@ import (
 	"slipway.dev/slipway/engine/network/networktest"
 )
 
+// longName is as long as names may be, and longer than the kernel's.
+var longName = strings.Repeat("p", 253)
+
 // policy reads the spec of a network policy of namespace shop.
 func policy(t testing.TB, name, spec string) *networkingv1.NetworkPolicy {
 	t.Helper()
+	if name == "p" {
+		name = longName
+	}
 	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
 	check(t, yaml.UnmarshalStrict([]byte(spec), &np.Spec))
 	return np
@@ -96,7 +102,7 @@ func TestPolicies(t *testing.T) {
 				})
 			}
 			calls.Wait()
-			check(t, c.write.Delete(t.Context(), kinds.NetworkPolicies, "shop", "p", metav1.DeleteOptions{}))
+			check(t, c.write.Delete(t.Context(), kinds.NetworkPolicies, "shop", longName, metav1.DeleteOptions{}))
 			c.settled(t)
 			if t.Failed() {
 				t.Log(np, networktest.Sh(t, "nft list table ip slipway-ab12cd-svc"))

@@ -143,15 +143,15 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Teardown removes the table and gives the host ports back. Run must have returned.
-func (s *Server) Teardown(ctx context.Context) error {
-	s.ports.releaseAll(ctx)
+// Teardown removes an instance's table from the kernel; no Server may run. Reserved host ports are the
+// concern of who keeps them.
+func Teardown(instance string) error {
 	conn, err := nft.Dial(0)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return conn.DropTable("slipway-" + s.opts.Instance + "-svc")
+	return conn.DropTable("slipway-" + instance + "-svc")
 }
 
 // marks says what each kind of event makes necessary.
@@ -202,10 +202,11 @@ func (s *Server) loop(ctx context.Context) {
 				s.dirty.add(kindService, key)
 			}
 		}
-		if err := s.sync(ctx); err != nil && ctx.Err() == nil {
+		err := s.sync(ctx)
+		if err != nil && ctx.Err() == nil {
 			s.log.Error("services and policies are not up to date", "error", err)
 		}
-		if len(s.ports.wanting()) > 0 {
+		if err != nil || len(s.ports.wanting()) > 0 {
 			retry.Reset(portRetry)
 		}
 	}

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -368,6 +369,37 @@ func TestClientAffinity(t *testing.T) {
 			t.Fatalf("a client went to %q and then to %q", second, got)
 		}
 	}
+}
+
+// A UDP client that keeps sending from one port gets to another pod when its own is gone.
+func TestUDPFlowsMoveOn(t *testing.T) {
+	networktest.NeedRoot(t)
+	c := newCluster(t)
+	a, b, client := c.pod("shop", "a", nil), c.pod("shop", "b", nil), c.pod("shop", "client", nil)
+	greet(t, a.ns, "0.0.0.0:53", "a")
+	greet(t, b.ns, "0.0.0.0:53", "b")
+	svc := service("names", c.vip(20), udpPort("dns", 53))
+	c.create(svc)
+	c.create(endpointSlice(svc, 53, a))
+	var conn net.Conn
+	networktest.In(t, client.ns, func() {
+		var err error
+		conn, err = net.Dial("udp4", c.vip(20)+":53")
+		check(t, err)
+	})
+	defer conn.Close()
+	says := func(who string) func() bool {
+		return func() bool {
+			buf := make([]byte, 100)
+			_, _ = conn.Write([]byte("hi"))
+			_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			n, _ := conn.Read(buf)
+			return string(buf[:n]) == who+" "+client.ip()
+		}
+	}
+	eventually(t, "an answer of a", says("a"))
+	c.replace(endpointSlice(svc, 53, b))
+	eventually(t, "an answer of b on the same flow", says("b"))
 }
 
 func TestPlanService(t *testing.T) {

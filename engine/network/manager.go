@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -183,13 +184,26 @@ func (m *Manager) Teardown(ctx context.Context) error {
 	m.dnsSocks.drop(ctx, clusterDNS)
 	m.releaseAllPorts(ctx)
 	m.reap.drain()
-	errs = append(errs, m.table.conn.DropTable(m.table.name))
+	errs = append(errs, m.dropTables())
 	left, err := m.links.named("sw" + m.opts.Instance + "-")
 	errs = append(errs, err)
 	for name := range left {
 		errs = append(errs, m.links.remove(name))
 	}
 	errs = append(errs, m.links.unrouteNode(m.node), os.RemoveAll(m.opts.Dir), m.Close())
+	return errors.Join(errs...)
+}
+
+// dropTables removes every table of the instance: also those of rooms above this one,
+// which have nobody left to serve.
+func (m *Manager) dropTables() error {
+	names, err := m.nft.Tables()
+	errs := []error{err}
+	for _, name := range names {
+		if name == m.table.name || strings.HasPrefix(name, m.table.name+"-") {
+			errs = append(errs, m.nft.DropTable(name))
+		}
+	}
 	return errors.Join(errs...)
 }
 
