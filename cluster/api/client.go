@@ -365,22 +365,3 @@ func (w *write) named(obj runtime.Object) (runtime.Object, error) {
 	}
 	return s.Create(w.ctx, w.name, in, validate, options)
 }
-
-// PodTokens makes the tokens that pods find in their volumes.
-type PodTokens struct{ c *Client }
-
-// PodTokens are made in the name of a node's agent.
-func (c *Client) PodTokens() PodTokens { return PodTokens{c} }
-
-// Token is a token of the pod's account that is good for as long as the pod is there.
-func (t PodTokens) Token(ctx context.Context, pod *corev1.Pod, audiences []string, lifetime time.Duration) (string, time.Time, error) {
-	seconds := int64(lifetime / time.Second)
-	tr, err := t.c.Token(ctx, pod.Namespace, pod.Spec.ServiceAccountName, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-		Audiences: audiences, ExpirationSeconds: &seconds,
-		BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
-	}})
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("token for pod %s/%s: %w", pod.Namespace, pod.Name, err)
-	}
-	return tr.Status.Token, tr.Status.ExpirationTimestamp.Time, nil
-}

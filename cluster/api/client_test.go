@@ -2,13 +2,16 @@ package api
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -147,15 +150,18 @@ func TestPodTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, expires, err := i.Client().ActAs("system:node:n1").PodTokens().Token(ctx, o.(*corev1.Pod), nil, time.Hour)
+	hour := int64(3600)
+	tr, err := i.Client().ActAs("system:node:n1").Token(ctx, "default", "default", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		ExpirationSeconds: &hour, BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: "a", UID: o.GetUID()},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if time.Until(expires) < 50*time.Minute {
-		t.Errorf("the token expires at %v; want in an hour", expires)
+	if time.Until(tr.Status.ExpirationTimestamp.Time) < 50*time.Minute {
+		t.Errorf("the token expires at %v; want in an hour", tr.Status.ExpirationTimestamp)
 	}
 	as := rest.AnonymousClientConfig(i.config)
-	as.BearerToken = token
+	as.BearerToken = tr.Status.Token
 	cs := kubernetes.NewForConfigOrDie(as)
 	if _, err := cs.CoreV1().Pods("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("the token's list of pods gave %v; want Forbidden: the account has no role", err)
@@ -167,6 +173,46 @@ func TestPodTokens(t *testing.T) {
 	i.authn.Forget()
 	if _, err := cs.CoreV1().Pods("default").List(ctx, metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
 		t.Errorf("the token of a deleted pod gave %v; want Unauthorized", err)
+	}
+}
+
+// What the controllers of this cluster write, their bootstrap roles allow.
+func TestControllersMayWriteWhatTheyWrite(t *testing.T) {
+	i := start(t)
+	for _, tt := range []struct{ user, writes string }{
+		{saPrefix + "deployment-controller", "create,update,delete apps/replicasets; update apps/deployments/status"},
+		{saPrefix + "replicaset-controller", "create,update,delete pods; update apps/replicasets/status"},
+		{saPrefix + "statefulset-controller", "create,update,delete pods; create,update persistentvolumeclaims; create,update,delete apps/controllerrevisions; update apps/statefulsets/status"},
+		{saPrefix + "job-controller", "create,update,delete pods; update batch/jobs/status"},
+		{saPrefix + "ttl-after-finished-controller", "delete batch/jobs"},
+		{saPrefix + "endpointslice-controller", "create,update,delete discovery.k8s.io/endpointslices"},
+		{saPrefix + "endpoint-controller", "create,update,delete endpoints"},
+		{saPrefix + "namespace-controller", "delete pods; delete apps/deployments; update namespaces/status; update namespaces/finalize"},
+		{saPrefix + "generic-garbage-collector", "update,delete pods; update,delete apps/replicasets"},
+		{saPrefix + "service-account-controller", "create serviceaccounts"},
+		{saPrefix + "root-ca-cert-publisher", "create,update configmaps"},
+		{saPrefix + "persistent-volume-binder", "create,update,delete persistentvolumes; update persistentvolumes/status; update persistentvolumeclaims; update persistentvolumeclaims/status"},
+		{saPrefix + "pod-garbage-collector", "delete pods; update pods/status"},
+		{saPrefix + "node-controller", "update nodes; update nodes/status; update pods/status; delete pods"},
+		{saPrefix + "service-controller", "update services/status"},
+		{"system:kube-scheduler", "create pods/binding; update pods/status; create events"},
+		{"system:node:n1", "create,update nodes; update nodes/status; update pods/status; delete pods; create,update coordination.k8s.io/leases; create serviceaccounts/token; create events"},
+	} {
+		for _, w := range strings.Split(tt.writes, "; ") {
+			verbs, path, _ := strings.Cut(w, " ")
+			gr := schema.GroupResource{Resource: path}
+			if g, rest, ok := strings.Cut(path, "/"); ok && (strings.Contains(g, ".") || g == "apps" || g == "batch") {
+				gr = schema.GroupResource{Group: g, Resource: rest}
+			}
+			resource, sub, _ := strings.Cut(gr.Resource, "/")
+			gr.Resource = resource
+			for _, verb := range strings.Split(verbs, ",") {
+				namespace := "kube-node-lease"
+				if _, err := i.Client().ActAs(tt.user).begin(t.Context(), gr, verb, sub, namespace, "x"); err != nil {
+					t.Error(err)
+				}
+			}
+		}
 	}
 }
 
