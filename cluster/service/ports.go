@@ -79,9 +79,3 @@ func (k *portKeeper) wanting() []string {
 	}
 	return keys
 }
-
-func (k *portKeeper) releaseAll(ctx context.Context) {
-	for key := range k.held {
-		k.settle(ctx, key)
-	}
-}
