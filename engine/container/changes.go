@@ -63,14 +63,21 @@ func (m *Manager) Changes(ctx context.Context, ref string) ([]Change, error) {
 func dropUntouched(all []Change, upper string, lower layers) []Change {
 	busy := map[string]bool{}
 	for _, ch := range all {
-		if ch.Kind != Modified || !isDir(filepath.Join(upper, ch.Path)) {
+		own := ch.Kind != Modified || !isDir(filepath.Join(upper, ch.Path))
+		if own && ch.Path != startParent {
 			for p := filepath.Dir(ch.Path); p != "/"; p = filepath.Dir(p) {
 				busy[p] = true
 			}
 		}
 	}
 	return slices.DeleteFunc(all, func(ch Change) bool {
-		if ch.Kind != Modified || busy[ch.Path] {
+		if busy[ch.Path] {
+			return false
+		}
+		if ch.Path == startParent && ch.Kind == Added {
+			return true
+		}
+		if ch.Kind != Modified {
 			return false
 		}
 		now, err := os.Lstat(filepath.Join(upper, ch.Path))
@@ -134,6 +141,9 @@ var (
 	startFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 	startDirs  = []string{"/dev", "/proc", "/sys"}
 )
+
+// startParent is made for startFiles in an image that has no such directory.
+const startParent = "/etc"
 
 // mountPointOnly tells whether a path is there only because something is mounted on it.
 func mountPointOnly(ch Change, upper string) bool {
