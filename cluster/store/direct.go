@@ -266,28 +266,45 @@ func podGrace(pod *corev1.Pod, asked *int64) int64 {
 
 func (d direct) Bind(ctx context.Context, b *corev1.Binding) error {
 	gr := schema.GroupResource{Resource: "pods"}
-	_, err := Edit(ctx, d.s, gr, b.Namespace, b.Name, func(pod *corev1.Pod) error {
-		if b.UID != "" && b.UID != pod.UID {
-			return apierrors.NewConflict(gr, b.Name, fmt.Errorf("the UID in the binding (%s) is not the pod's (%s)", b.UID, pod.UID))
+	for {
+		pod, ok := Get[*corev1.Pod](d.s, gr, b.Namespace, b.Name)
+		if !ok {
+			return apierrors.NewNotFound(gr, b.Name)
 		}
-		if pod.DeletionTimestamp != nil {
-			return apierrors.NewConflict(gr, b.Name, fmt.Errorf("pod %s is being deleted, cannot be assigned to a host", b.Name))
+		if err := bindable(gr, pod, b); err != nil {
+			return err
 		}
-		if pod.Spec.NodeName != "" {
-			return apierrors.NewConflict(gr, b.Name, fmt.Errorf("pod %s is already assigned to node %q", b.Name, pod.Spec.NodeName))
+		rev, _ := ParseRevision(pod.ResourceVersion)
+		// What is not changed is shared with the version before.
+		next := shallowCopy(pod).(*corev1.Pod)
+		next.Spec.NodeName = b.Target.Name
+		next.Status.Conditions = scheduled(pod.Status.Conditions)
+		if _, err := d.s.Update(ctx, gr, next, rev); !apierrors.IsConflict(err) {
+			return err
 		}
-		pod.Spec.NodeName = b.Target.Name
-		setScheduled(&pod.Status)
-		return nil
-	})
-	return err
+	}
 }
 
-func setScheduled(s *corev1.PodStatus) {
-	s.Conditions = slices.DeleteFunc(s.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodScheduled })
-	s.Conditions = append(s.Conditions, corev1.PodCondition{
-		Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now().Rfc3339Copy(),
-	})
+func bindable(gr schema.GroupResource, pod *corev1.Pod, b *corev1.Binding) error {
+	switch {
+	case b.UID != "" && b.UID != pod.UID:
+		return apierrors.NewConflict(gr, b.Name, fmt.Errorf("the UID in the binding (%s) is not the pod's (%s)", b.UID, pod.UID))
+	case pod.DeletionTimestamp != nil:
+		return apierrors.NewConflict(gr, b.Name, fmt.Errorf("pod %s is being deleted, cannot be assigned to a host", b.Name))
+	case pod.Spec.NodeName != "":
+		return apierrors.NewConflict(gr, b.Name, fmt.Errorf("pod %s is already assigned to node %q", b.Name, pod.Spec.NodeName))
+	}
+	return nil
+}
+
+func scheduled(old []corev1.PodCondition) []corev1.PodCondition {
+	out := make([]corev1.PodCondition, 0, len(old)+1)
+	for _, c := range old {
+		if c.Type != corev1.PodScheduled {
+			out = append(out, c)
+		}
+	}
+	return append(out, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now().Rfc3339Copy()})
 }
 
 func statusOf(o Object) reflect.Value { return fieldOf(o, "Status") }

@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/google/btree"
 )
@@ -16,9 +17,10 @@ type item struct {
 	sum  uint64 // hash of the encoding, with Options.Detector
 }
 
+// indexEntry names an object by its key, not by its version: a write that leaves an
+// object's values alone, as most do, leaves the index alone.
 type indexEntry struct {
 	value, key string
-	it         *item
 }
 
 func lessItem(a, b *item) bool { return a.key < b.key }
@@ -33,7 +35,8 @@ func lessEntry(a, b indexEntry) bool {
 // state is one immutable version of a table. Its trees are clones that nobody writes to.
 type state struct {
 	items   *btree.BTreeG[*item]
-	indexes map[string]*btree.BTreeG[indexEntry]
+	names   []string // of the indexes; all states of a table share it
+	indexes []*btree.BTreeG[indexEntry]
 	rev     int64 // the newest event applied
 }
 
@@ -93,16 +96,18 @@ func (s Snapshot) From(namespace, start string) iter.Seq2[string, Object] {
 
 // Index is every object that the named index finds under value, in key order.
 func (s Snapshot) Index(name, value string) []Object {
-	tree, ok := s.s.indexes[name]
-	if !ok {
+	i := slices.Index(s.s.names, name)
+	if i < 0 {
 		panic(fmt.Sprintf("store: no index %q: name it in the Kind", name))
 	}
 	var out []Object
-	tree.AscendGreaterOrEqual(indexEntry{value: value}, func(e indexEntry) bool {
+	s.s.indexes[i].AscendGreaterOrEqual(indexEntry{value: value}, func(e indexEntry) bool {
 		if e.value != value {
 			return false
 		}
-		out = append(out, e.it.obj)
+		if it, ok := s.s.items.Get(&item{key: e.key}); ok {
+			out = append(out, it.obj)
+		}
 		return true
 	})
 	return out

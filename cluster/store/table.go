@@ -1,6 +1,8 @@
 package store
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,8 +24,9 @@ type table struct {
 	// opened sees the state that its history continues. Readers of snapshots never
 	// take it. It is never held while calling out of this package.
 	mu      sync.Mutex
-	items   *btree.BTreeG[*item] // the publisher's own trees: current is their clone
-	indexes map[string]*btree.BTreeG[indexEntry]
+	items   *btree.BTreeG[*item] // the publisher's own trees: current has their clones
+	names   []string
+	indexes []index
 	history history
 	wake    chan struct{} // closed at the next publication; nil while nobody waits
 	frozen  *detector     // nil without Options.Detector
@@ -77,16 +80,28 @@ func (c *clock) reached(rev int64) (bool, <-chan struct{}) {
 }
 
 func newTable(k Kind, c *clock, limit historyLimit, detect bool) *table {
-	t := &table{kind: k, clock: c, limit: limit, indexes: map[string]*btree.BTreeG[indexEntry]{}}
-	t.items = btree.NewG(treeDegree, lessItem)
-	for name := range k.Indexes {
-		t.indexes[name] = btree.NewG(treeDegree, lessEntry)
-	}
+	t := &table{kind: k, clock: c, limit: limit, names: slices.Sorted(maps.Keys(k.Indexes))}
+	t.clear()
 	if detect {
 		t.frozen = newDetector()
 	}
 	t.publishStateLocked(0)
 	return t
+}
+
+// index is one secondary index: the publisher's tree, and what snapshots were last given.
+type index struct {
+	values func(Object) []string
+	tree   *btree.BTreeG[indexEntry]
+	given  *btree.BTreeG[indexEntry] // nil when the tree has changed since
+}
+
+func (t *table) clear() {
+	t.items = btree.NewG(treeDegree, lessItem)
+	t.indexes = make([]index, len(t.names))
+	for i, name := range t.names {
+		t.indexes[i] = index{values: t.kind.Indexes[name], tree: btree.NewG(treeDegree, lessEntry)}
+	}
 }
 
 // snapshot is the newest state. The clock is read first: every event up to it is in any
@@ -149,29 +164,38 @@ func (t *table) applyLocked(c change, now time.Time) {
 	t.history.append(entry{typ: typ, it: c.it, prev: prev, at: now, shared: &encodings{}})
 }
 
-// indexLocked moves a key from its old values to its new ones. Equal values are replaced
-// in place, because the entry points at the version.
+// indexLocked moves a key from its old values to its new ones.
 func (t *table) indexLocked(prev *item, c change) {
-	for name, values := range t.kind.Indexes {
-		tree := t.indexes[name]
+	for i := range t.indexes {
+		x := &t.indexes[i]
+		var before, after []string
 		if prev != nil {
-			for _, v := range values(prev.obj) {
-				tree.Delete(indexEntry{value: v, key: prev.key})
-			}
+			before = x.values(prev.obj)
 		}
-		if c.deleted {
+		if !c.deleted {
+			after = x.values(c.it.obj)
+		}
+		if slices.Equal(before, after) {
 			continue
 		}
-		for _, v := range values(c.it.obj) {
-			tree.ReplaceOrInsert(indexEntry{value: v, key: c.it.key, it: c.it})
+		x.given = nil
+		for _, v := range before {
+			x.tree.Delete(indexEntry{v, c.it.key})
+		}
+		for _, v := range after {
+			x.tree.ReplaceOrInsert(indexEntry{v, c.it.key})
 		}
 	}
 }
 
 func (t *table) publishStateLocked(rev int64) {
-	s := &state{items: t.items.Clone(), indexes: make(map[string]*btree.BTreeG[indexEntry], len(t.indexes)), rev: rev}
-	for name, tree := range t.indexes {
-		s.indexes[name] = tree.Clone()
+	s := &state{items: t.items.Clone(), names: t.names, indexes: make([]*btree.BTreeG[indexEntry], len(t.indexes)), rev: rev}
+	for i := range t.indexes {
+		x := &t.indexes[i]
+		if x.given == nil {
+			x.given = x.tree.Clone()
+		}
+		s.indexes[i] = x.given
 	}
 	t.current.Store(s)
 }
@@ -192,10 +216,7 @@ func (t *table) load(items []*item, rev int64) {
 // reset replaces everything: what comes does not continue what was. Every cursor is told ErrTooOld.
 func (t *table) reset(items []*item, rev int64) {
 	t.mu.Lock()
-	t.items = btree.NewG(treeDegree, lessItem)
-	for name := range t.indexes {
-		t.indexes[name] = btree.NewG(treeDegree, lessEntry)
-	}
+	t.clear()
 	t.frozen.retireAll()
 	t.history.forget(rev)
 	if t.wake != nil {
