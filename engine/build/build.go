@@ -45,12 +45,15 @@ func (b *Builder) Build(ctx context.Context, req Request, p Progress) (*Result, 
 	}
 	defer end()
 	if err := req.check(); err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 	}
 	if p == nil {
 		p = silent{}
 	}
 	refs, opts, err := b.ingest(ctx, req)
+	if refused := (*buildcontext.Error)(nil); errors.As(err, &refused) {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
+	}
 	if err != nil {
 		return nil, err
 	}

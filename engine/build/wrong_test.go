@@ -72,6 +72,8 @@ func TestWrongDockerfiles(t *testing.T) {
 		{name: "bad tag", dockerfile: "FROM base\n", change: func(r *build.Request) { r.Tags = []string{"Not Valid"} }},
 		{name: "other platform", dockerfile: "FROM base\n", change: func(r *build.Request) { r.Platform = "linux/s390x" }},
 		{name: "unknown network", dockerfile: "FROM base\n", change: func(r *build.Request) { r.Network = "mine" }},
+		{name: "hostile context", dockerfile: "FROM base\n", files: files{"../../out": "x"}},
+		{name: "hostile archive", dockerfile: "FROM base\nADD t.tar /\n", files: files{"t.tar": string(files{"../out": "x"}.tar())}},
 		{name: "bad add-host", dockerfile: "FROM base\n", change: func(r *build.Request) { r.ExtraHosts = []string{"x:notanaddress"} }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
