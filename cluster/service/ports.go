@@ -79,3 +79,9 @@ func (k *portKeeper) wanting() []string {
 	}
 	return keys
 }
+
+func (k *portKeeper) releaseAll(ctx context.Context) {
+	for key := range k.held {
+		k.settle(ctx, key)
+	}
+}

@@ -143,9 +143,14 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Teardown removes an instance's table from the kernel; no Server may run. Reserved host ports are the
-// concern of who keeps them.
-func Teardown(instance string) error {
+// Teardown removes the table and gives the host ports back. Run must have returned.
+func (s *Server) Teardown(ctx context.Context) error {
+	s.ports.releaseAll(ctx)
+	return RemoveTable(s.opts.Instance)
+}
+
+// RemoveTable removes what servers of an instance left in the kernel; none may run.
+func RemoveTable(instance string) error {
 	conn, err := nft.Dial(0)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func newCluster(t testing.TB) *cluster {
 	c.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"team": "other"}}})
 	t.Cleanup(func() {
 		c.stop()
-		check(t, Teardown("ab12cd"))
+		check(t, c.server.Teardown(context.Background()))
 	})
 	c.start()
 	return c
