@@ -97,10 +97,11 @@ restarted when they fail, a changed image or configuration is a rolling update, 
   slipway logs -f web
   slipway exec web sh
   slipway down -v                    and remove the volumes`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		SilenceErrors:    true,
+		SilenceUsage:     true,
+		TraverseChildren: true, // global flags come before the verb: after it, -f is the verb's
 	}
-	f := root.PersistentFlags()
+	f := root.Flags()
 	f.StringArrayVarP(&a.source.files, "file", "f", nil, "Compose `FILE` (repeatable; default compose.yaml and compose.override.yaml)")
 	f.StringVarP(&a.source.name, "project-name", "p", "", "project name (default: the file's, or its folder's)")
 	f.StringVar(&a.source.dir, "project-directory", "", "what relative paths start from (default: the first file's folder)")

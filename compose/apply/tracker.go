@@ -24,6 +24,7 @@ type tracker struct {
 	deployments map[string]*appsv1.Deployment // guarded by mu, as are the others
 	jobs        map[string]*batchv1.Job
 	pods        map[string]*corev1.Pod
+	services    map[string]*corev1.Service
 	changed     chan struct{} // closed and replaced at every change
 	synced      int
 	err         error
@@ -34,11 +35,12 @@ type tracker struct {
 // track starts following until ctx ends; the first lists are there when it returns.
 func (c *Cluster) track(ctx context.Context, namespace string) (*tracker, error) {
 	t := &tracker{c: c, namespace: namespace, changed: make(chan struct{}),
-		deployments: map[string]*appsv1.Deployment{}, jobs: map[string]*batchv1.Job{}, pods: map[string]*corev1.Pod{}}
+		deployments: map[string]*appsv1.Deployment{}, jobs: map[string]*batchv1.Job{}, pods: map[string]*corev1.Pod{}, services: map[string]*corev1.Service{}}
 	follow(ctx, t, deploymentsGVR, func(d *appsv1.Deployment, gone bool) { put(t.deployments, d.Name, d, gone) }, func() { clear(t.deployments) })
 	follow(ctx, t, jobsGVR, func(j *batchv1.Job, gone bool) { put(t.jobs, j.Name, j, gone) }, func() { clear(t.jobs) })
 	follow(ctx, t, podsGVR, func(p *corev1.Pod, gone bool) { put(t.pods, p.Name, p, gone) }, func() { clear(t.pods) })
-	return t, t.await(ctx, func() (bool, error) { return t.synced >= 3, t.err })
+	follow(ctx, t, servicesGVR, func(s *corev1.Service, gone bool) { put(t.services, s.Name, s, gone) }, func() { clear(t.services) })
+	return t, t.await(ctx, func() (bool, error) { return t.synced >= 4, t.err })
 }
 
 func put[T any](m map[string]*T, name string, v *T, gone bool) {
@@ -133,6 +135,7 @@ type state struct {
 	started     bool // every replica runs
 	healthy     bool // every replica is ready, and of the newest version
 	completed   bool
+	updating    bool   // older versions still run
 	failed      string // it will not get further by itself
 	trouble     string // what holds it up at the moment
 }
@@ -164,6 +167,7 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 			s.failed = c.Message
 		}
 	}
+	s.updating = st.UpdatedReplicas < st.Replicas && st.Replicas >= s.want
 	s.healthy = st.UpdatedReplicas == s.want && st.Replicas == s.want && st.AvailableReplicas == s.want
 	s.started = s.healthy || (st.UpdatedReplicas == s.want && t.running(d.Name) >= s.want)
 	return s
@@ -190,6 +194,27 @@ func (t *tracker) job(j *batchv1.Job) state {
 		s.healthy = t.readyPods(j.Name) > 0
 	}
 	return s
+}
+
+// The condition by which Slipway says that a host port is somebody else's.
+const conditionPorts = "slipway.dev/PortsBound"
+
+// portsBound waits until published ports answer on this machine; one that is taken is an error, because only
+// people can decide who is to have it. It is called under the lock.
+func (t *tracker) portsBound() (bool, error) {
+	all := true
+	for _, s := range t.services {
+		if s.Spec.Type != corev1.ServiceTypeLoadBalancer || s.Labels[labelManagedBy] != fieldManager {
+			continue
+		}
+		for _, c := range s.Status.Conditions {
+			if c.Type == conditionPorts && c.Status == metav1.ConditionFalse && c.ObservedGeneration >= s.Generation {
+				return false, fmt.Errorf("service %s: %s", s.Labels[labelService], c.Message)
+			}
+		}
+		all = all && len(s.Status.LoadBalancer.Ingress) > 0
+	}
+	return all, nil
 }
 
 // of calls fn for each live pod of a service.

@@ -71,6 +71,11 @@ func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) (Outc
 	if err := c.workloads(ctx, t, plan, o, tally); err != nil {
 		return tally.outcome(), err
 	}
+	if o.Wait && c.Slipway {
+		if err := t.await(ctx, t.portsBound); err != nil {
+			return tally.outcome(), err
+		}
+	}
 	removed, err := c.prune(ctx, before, func(key, service string) bool {
 		return !keep[key] && (o.Orphan == nil || o.Orphan(service))
 	}, o.Progress)
@@ -230,7 +235,6 @@ func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
 			return err
 		}
 	}
-	r.o.Progress.State(w.Service, "applying", 0, 0)
 	if err := r.apply(ctx, w); err != nil {
 		return err
 	}
@@ -260,9 +264,13 @@ func (r *rollout) show(service string, s state, shown *string) (bool, error) {
 		text, done = "running", true
 	case s.trouble != "":
 		text = s.trouble
+	case s.updating:
+		text = "updating"
+	case s.ready > s.want:
+		text = "stopping"
 	}
 	line := fmt.Sprintf("%s %d/%d", text, s.ready, s.want)
-	if line != *shown {
+	if line != *shown && (s.want > 0 || done) {
 		*shown = line
 		r.o.Progress.State(service, text, s.ready, s.want)
 	}
@@ -287,6 +295,7 @@ func (r *rollout) job(service string) (*batchv1.Job, bool) {
 
 // need waits until a dependency has come as far as the file asks.
 func (r *rollout) need(ctx context.Context, service string, n compose.Need) error {
+	told := false
 	applied, ok := r.applied[n.Service]
 	if !ok {
 		if n.Required {
@@ -294,13 +303,18 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 		}
 		return nil
 	}
-	r.o.Progress.State(service, "waiting for "+n.Service, 0, 0)
 	select {
 	case <-applied:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return r.t.await(ctx, func() (bool, error) {
+	return r.t.await(ctx, func() (met bool, err error) {
+		defer func() {
+			if !met && err == nil && !told {
+				told = true
+				r.o.Progress.State(service, "waiting for "+n.Service, 0, 0)
+			}
+		}()
 		s := r.t.service(r.legal[n.Service], r.gen(n.Service))
 		switch {
 		case s.failed != "" && n.Required:

@@ -2,10 +2,12 @@ package apply
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"sort"
 	"strconv"
@@ -134,12 +136,16 @@ func (c *Cluster) published(ctx context.Context, namespace string) (map[string][
 			}
 			if host != 0 {
 				name := s.Labels[labelService]
-				out[name] = append(out[name], fmt.Sprintf("%d->%d/%s", host, p.TargetPort.IntVal, strings.ToLower(string(p.Protocol))))
+				address := net.JoinHostPort(cmp.Or(s.Annotations[annotationHostIP], "0.0.0.0"), strconv.Itoa(int(host)))
+				out[name] = append(out[name], fmt.Sprintf("%s->%d/%s", address, p.TargetPort.IntVal, strings.ToLower(string(p.Protocol))))
 			}
 		}
 	}
 	return out, nil
 }
+
+// annotationHostIP is where a LoadBalancer of Slipway's binds.
+const annotationHostIP = "slipway.dev/host-ip"
 
 // PublishedPorts is what `up` tells about where services are.
 func (c *Cluster) PublishedPorts(ctx context.Context, namespace string) (map[string][]string, error) {
