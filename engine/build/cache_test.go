@@ -99,6 +99,9 @@ func TestStagesRunAtTheSameTime(t *testing.T) {
 
 // TestConcurrentBuildsShareWork builds the same thing several times at once.
 func TestConcurrentBuildsShareWork(t *testing.T) {
+	if underRace {
+		t.Skip("BuildKit v0.34.2's solver reads the progress of a vertex that two builds share without a lock (solver/jobs.go, connectProgressFromState)")
+	}
 	x := newBase(t)
 	f := files{"Dockerfile": "FROM base\nRUN --mount=type=cache,id=count,target=/c echo x >> /c/n; sleep 0.2; cp /c/n /n\n"}
 	var wg sync.WaitGroup

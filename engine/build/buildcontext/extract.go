@@ -348,21 +348,13 @@ func (x *extractor) clear(hdr *tar.Header, name, p string) error {
 	if err != nil {
 		return x.refuse(hdr.Name, "%v", err)
 	}
-	if hdr.Typeflag == tar.TypeDir {
-		if st.IsDir() {
-			return nil
-		}
-		if st.Mode()&os.ModeSymlink != 0 && x.opts.FollowParents {
-			// A directory over a link to a directory: keep the link, as tar and Docker do
-			// not, would change where later entries land. Replace it.
-			x.lastParent = ""
-		}
+	if hdr.Typeflag == tar.TypeDir && st.IsDir() {
+		return nil
 	}
-	if st.IsDir() && hdr.Typeflag != tar.TypeDir {
-		x.lastParent = ""
-		if x.opts.Index != nil {
-			x.opts.Index.removeTree(name)
-		}
+	// Whatever is replaced may have been on the way to the last parent.
+	x.lastParent = ""
+	if st.IsDir() && x.opts.Index != nil {
+		x.opts.Index.removeTree(name)
 	}
 	if err := os.RemoveAll(p); err != nil {
 		return x.refuse(hdr.Name, "%v", err)

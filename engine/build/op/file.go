@@ -38,9 +38,9 @@ func acquire(ctx context.Context, slots *semaphore.Weighted) (solver.ReleaseFunc
 
 // Exec implements solver.Op. Actions are listed in the order of their dependencies: each
 // works on an input of the operation or on what an earlier action left.
-func (f *File) Exec(ctx context.Context, _ solver.JobContext, inputs []solver.Result) (_ []solver.Result, err error) {
+func (f *File) Exec(ctx context.Context, _ solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
 	r := &fileRun{ctx: ctx, op: f, states: make([]*state, len(inputs)+len(f.op.Actions))}
-	defer func() { r.close(err) }()
+	defer r.close()
 	for i, in := range inputs {
 		snap, err := snapshot.Of(in)
 		if err != nil {
@@ -116,7 +116,7 @@ func (r *fileRun) countUses(inputs int) {
 	}
 }
 
-func (r *fileRun) close(err error) {
+func (r *fileRun) close() {
 	for _, s := range r.states {
 		if s == nil {
 			continue
