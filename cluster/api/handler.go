@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -77,7 +78,33 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	if !c.authenticate() || !c.authorize() {
 		return
 	}
+	release, ok := s.load.enter(longRunning(info))
+	if !ok {
+		c.fail(apierrors.NewTooManyRequests("the server has too many requests in hand: try again later", 1))
+		return
+	}
+	defer release()
 	c.dispatch()
+}
+
+// load bounds how much is in hand at once; each request holds memory, and each watch a stack.
+type load struct{ short, long atomic.Int64 }
+
+const (
+	maxShort = 800 // upstream's: 400 reads and 200 writes, which matter less when reads wait for no disk
+	maxLong  = 20_000
+)
+
+func (l *load) enter(long bool) (release func(), ok bool) {
+	n, limit := &l.short, int64(maxShort)
+	if long {
+		n, limit = &l.long, maxLong
+	}
+	if n.Add(1) > limit {
+		n.Add(-1)
+		return nil, false
+	}
+	return func() { n.Add(-1) }, true
 }
 
 // longRunning are the requests without a time of their own: watches and streams.

@@ -195,6 +195,27 @@ func TestAuditLine(t *testing.T) {
 	}
 }
 
+func TestTooManyRequests(t *testing.T) {
+	i := start(t)
+	i.load.short.Store(maxShort)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", i.url+"/api", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := i.http(t).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("one request too many: %s, Retry-After %q; want 429 and 1", resp.Status, resp.Header.Get("Retry-After"))
+	}
+	i.load.short.Store(0)
+	if code, _ := i.ask(t, i.http(t), "GET", "/api", ""); code != 200 || i.load.short.Load() != 0 {
+		t.Errorf("afterwards: %d, %d in hand", code, i.load.short.Load())
+	}
+}
+
 func TestDiscoveryETag(t *testing.T) {
 	i := start(t)
 	accept := "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"

@@ -64,6 +64,7 @@ type Server struct {
 	kubelets   *kubelets
 	admission  *admissionChain
 	gauge      gauge
+	load       load
 	keys       keyDocs
 	ready      chan struct{}
 	close      context.CancelCauseFunc
