@@ -204,6 +204,7 @@ func (s *Server) Serve(l net.Listener) error {
 		ErrorLog:          slog.NewLogLogger(quiet{s.log.Handler()}, slog.LevelDebug),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000},
 	}
+	hs.ConnState = s.servers.note
 	if !s.servers.add(hs) {
 		return errClosing
 	}
@@ -232,6 +233,7 @@ func (s *Server) Close(ctx context.Context) error {
 type serverSet struct {
 	mu     sync.Mutex
 	open   map[*http.Server]struct{}
+	unused map[net.Conn]struct{} // connections without a request so far
 	closed bool
 }
 
@@ -251,12 +253,30 @@ func (t *serverSet) remove(hs *http.Server) {
 	delete(t.open, hs)
 }
 
+// note keeps track of connections that were opened and not used: http.Server.Shutdown would
+// wait five seconds for the request of each.
+func (t *serverSet) note(c net.Conn, state http.ConnState) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if state != http.StateNew {
+		delete(t.unused, c)
+		return
+	}
+	if t.unused == nil {
+		t.unused = map[net.Conn]struct{}{}
+	}
+	t.unused[c] = struct{}{}
+}
+
 func (t *serverSet) shutdown(ctx context.Context) error {
 	t.mu.Lock()
 	t.closed = true
-	open := t.open
-	t.open = nil
+	open, unused := t.open, t.unused
+	t.open, t.unused = nil, nil
 	t.mu.Unlock()
+	for c := range unused {
+		c.Close()
+	}
 	var errs []error
 	for hs := range open {
 		if err := hs.Shutdown(ctx); err != nil {
