@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -116,7 +117,11 @@ func open(ctx context.Context, network, address string) (net.Listener, error) {
 
 // forget closes a listener for good: after an orderly stop, clients are refused instead of left waiting.
 func forget(ctx context.Context, fds descriptors, name string) error {
-	return fds.Drop(ctx, "listen/"+name)
+	err := fds.Drop(ctx, "listen/"+name)
+	if errdefs.IsUnavailable(err) {
+		return nil // the warden has been shut down, and holds nothing
+	}
+	return err
 }
 
 // port of a TCP listener.

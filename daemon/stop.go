@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"slipway.dev/slipway/cluster/service"
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
 	"slipway.dev/slipway/engine/container"
@@ -124,7 +125,7 @@ func (d *daemon) removeAll(ctx context.Context) error {
 	for _, dir := range []string{filepath.Join(d.DataDir, "pods"), filepath.Join(d.RunDir, "pods")} {
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	errs = append(errs, e.containers.Close(), e.networks.Teardown(ctx), e.warden.RemoveCgroup(ctx, "/slipway-"+d.instance))
+	errs = append(errs, service.RemoveTable(d.instance), e.containers.Close(), e.networks.Teardown(ctx), e.warden.RemoveCgroup(ctx, "/slipway-"+d.instance))
 	errs = append(errs, forget(ctx, e.warden, "docker"), forget(ctx, e.warden, "registry"), forget(ctx, e.warden, "api"))
 	if err := errors.Join(errs...); err != nil {
 		return err

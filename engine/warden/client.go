@@ -440,6 +440,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	err := c.call(ctx, MethodShutdown, Target{}, nil, nil)
 	if err == nil || errors.Is(err, errLost) {
 		os.Remove(c.opts.Socket)
+		c.cancel(errClosed) // a later call would wait for a warden that nobody starts
 		return nil
 	}
 	c.mu.Lock()
