@@ -85,6 +85,7 @@ func (s *Server) ensure(ctx context.Context, objects []store.Object) error {
 		slots <- struct{}{}
 		tasks.Go(func() {
 			defer func() { <-slots }()
+			scheme.Default(o) // as a decoder would have
 			o.SetUID(uuid.NewUUID())
 			o.SetCreationTimestamp(metav1.Now())
 			if _, err := s.objects.Create(ctx, gr, o); err != nil && !apierrors.IsAlreadyExists(err) {

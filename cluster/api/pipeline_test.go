@@ -314,3 +314,21 @@ func TestSmallRangesAreUsedUp(t *testing.T) {
 }
 
 var _ store.Writer = (*Client)(nil)
+
+func TestBootstrapObjects(t *testing.T) {
+	i := start(t)
+	for path, want := range map[string]string{
+		"/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical":        `"preemptionPolicy":"PreemptLowerPriority"`,
+		"/api/v1/namespaces/kube-node-lease":                                     `"finalizers":["kubernetes"]`,
+		"/api/v1/namespaces/default/services/kubernetes":                         `"clusterIP":"10.96.0.1"`,
+		"/api/v1/namespaces/default/endpoints/kubernetes":                        `"addresses":[{"ip":"192.0.2.1"}],"ports":[{"name":"https","port":6443,"protocol":"TCP"}]`,
+		"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes": `"addresses":["192.0.2.1"]`,
+		"/apis/networking.k8s.io/v1/servicecidrs/kubernetes":                     `"cidrs":["10.96.0.0/16"]`,
+		"/apis/rbac.authorization.k8s.io/v1/clusterroles/view":                   `"resources":["configmaps"`,
+		"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/cluster-admin":   `"name":"system:masters"`,
+	} {
+		if code, _, body := i.raw(t, "GET", path, "application/json", ""); code != 200 || !strings.Contains(body, want) {
+			t.Errorf("GET %s: %d %.600s; want %s in it", path, code, body, want)
+		}
+	}
+}
