@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,14 +26,20 @@ type instance struct {
 	url        string
 	kubeconfig string
 	config     *rest.Config // the administrator, protobuf
+	stop       func()       // at the end of the test, or before
 }
 
 // start runs a server for a test. At the end it checks that nobody changed a frozen object.
 func start(t testing.TB, change ...func(*Options)) *instance {
 	t.Helper()
-	dir := t.TempDir()
+	return startOn(t, t.TempDir(), store.Memory(), change...)
+}
+
+// startOn runs a server with its files in dir.
+func startOn(t testing.TB, dir string, backend store.Backend, change ...func(*Options)) *instance {
+	t.Helper()
 	_, bench := t.(*testing.B)
-	s, err := store.Open(t.Context(), store.Options{Kinds: kinds.All(), Backend: store.Memory(), Detector: !bench})
+	s, err := store.Open(t.Context(), store.Options{Kinds: kinds.All(), Backend: backend, Default: Default, Detector: !bench})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +65,7 @@ func start(t testing.TB, change ...func(*Options)) *instance {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
-	t.Cleanup(func() {
+	stop := sync.OnceFunc(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := srv.Close(ctx); err != nil {
@@ -74,7 +81,8 @@ func start(t testing.TB, change ...func(*Options)) *instance {
 			t.Errorf("close store: %v", err)
 		}
 	})
-	i := &instance{Server: srv, store: s, url: "https://" + l.Addr().String(), kubeconfig: filepath.Join(dir, "kubeconfig")}
+	t.Cleanup(stop)
+	i := &instance{Server: srv, store: s, url: "https://" + l.Addr().String(), kubeconfig: filepath.Join(dir, "kubeconfig"), stop: stop}
 	if err := ca.WriteKubeconfig(i.kubeconfig, i.url); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package api
 import (
 	"fmt"
 	"net/http"
+	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	corev1apply "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
 )
 
@@ -170,6 +173,36 @@ func TestPatchesDoNotConflict(t *testing.T) {
 		}
 	}
 }
+
+// What was acknowledged is there after a restart, exactly as it was shown.
+func TestRestartOverEtcd(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *instance {
+		return startOn(t, dir, store.Etcd(store.EtcdOptions{Dir: filepath.Join(dir, "etcd"), Unsynced: true}))
+	}
+	i := open()
+	makeDefaultAccount(t, i)
+	create(t, i, podOf("a"))
+	if code, _, body := i.raw(t, "POST", ns+"/services", "", `{"metadata":{"name":"s"},"spec":{"type":"NodePort","ports":[{"port":80}]}}`); code != 201 {
+		t.Fatalf("%d %s", code, body)
+	}
+	paths := []string{ns + "/pods/a", ns + "/services/s", ns + "/services/kubernetes", "/api/v1/namespaces", "/apis/rbac.authorization.k8s.io/v1/clusterroles", "/apis/networking.k8s.io/v1/ipaddresses"}
+	before := map[string]string{}
+	for _, p := range paths {
+		_, _, before[p] = i.raw(t, "GET", p, "application/json", "")
+	}
+	i.stop()
+	i = open()
+	for _, p := range paths {
+		_, _, after := i.raw(t, "GET", p, "application/json", "")
+		if listVersion.ReplaceAllString(after, "") != listVersion.ReplaceAllString(before[p], "") {
+			t.Errorf("GET %s\nbefore %.500s\nafter  %.500s", p, before[p], after)
+		}
+	}
+}
+
+// A list's own version is that of the store, which has moved on.
+var listVersion = regexp.MustCompile(`"metadata":\{"resourceVersion":"\d+"\},"items"`)
 
 // Upstream's printers get the frozen objects without a copy: they must leave them alone, which
 // the detector verifies at the end.
