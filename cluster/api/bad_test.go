@@ -123,14 +123,14 @@ func TestBadRequests(t *testing.T) {
 	}
 	got, wanted := strings.Split(out.String(), "\n"), strings.Split(string(want), "\n")
 	for n := range max(len(got), len(wanted)) {
-		g, w := at2(got, n), at2(wanted, n)
+		g, w := lineOf(got, n), lineOf(wanted, n)
 		if g != w {
 			t.Errorf("line %d of the answers:\n got %s\nwant %s", n+1, g, w)
 		}
 	}
 }
 
-func at2(lines []string, n int) string {
+func lineOf(lines []string, n int) string {
 	if n < len(lines) {
 		return lines[n]
 	}

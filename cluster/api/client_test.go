@@ -180,10 +180,10 @@ func TestPodTokens(t *testing.T) {
 func TestControllersMayWriteWhatTheyWrite(t *testing.T) {
 	i := start(t)
 	for _, tt := range []struct{ user, writes string }{
-		{saPrefix + "deployment-controller", "create,update,delete apps/replicasets; update apps/deployments/status"},
-		{saPrefix + "replicaset-controller", "create,update,delete pods; update apps/replicasets/status"},
-		{saPrefix + "statefulset-controller", "create,update,delete pods; create,update persistentvolumeclaims; create,update,delete apps/controllerrevisions; update apps/statefulsets/status"},
-		{saPrefix + "job-controller", "create,update,delete pods; update batch/jobs/status"},
+		{saPrefix + "deployment-controller", "create,update,delete apps/replicasets; update apps/deployments/status; create,update events"},
+		{saPrefix + "replicaset-controller", "create,update,delete pods; update apps/replicasets/status; create,update events"},
+		{saPrefix + "statefulset-controller", "create,update,delete pods; create,update persistentvolumeclaims; create,update,delete apps/controllerrevisions; update apps/statefulsets/status; create,update events"},
+		{saPrefix + "job-controller", "create,update,delete pods; update batch/jobs/status; create,update events"},
 		{saPrefix + "ttl-after-finished-controller", "delete batch/jobs"},
 		{saPrefix + "endpointslice-controller", "create,update,delete discovery.k8s.io/endpointslices"},
 		{saPrefix + "endpoint-controller", "create,update,delete endpoints"},
@@ -191,10 +191,10 @@ func TestControllersMayWriteWhatTheyWrite(t *testing.T) {
 		{saPrefix + "generic-garbage-collector", "update,delete pods; update,delete apps/replicasets"},
 		{saPrefix + "service-account-controller", "create serviceaccounts"},
 		{saPrefix + "root-ca-cert-publisher", "create,update configmaps"},
-		{saPrefix + "persistent-volume-binder", "create,update,delete persistentvolumes; update persistentvolumes/status; update persistentvolumeclaims; update persistentvolumeclaims/status"},
+		{saPrefix + "persistent-volume-binder", "create,update,delete persistentvolumes; update persistentvolumes/status; update persistentvolumeclaims; update persistentvolumeclaims/status; create,update events"},
 		{saPrefix + "pod-garbage-collector", "delete pods; update pods/status"},
-		{saPrefix + "node-controller", "update nodes; update nodes/status; update pods/status; delete pods"},
-		{saPrefix + "service-controller", "update services/status"},
+		{saPrefix + "node-controller", "update nodes; update nodes/status; update pods/status; delete pods; create,update events"},
+		{saPrefix + "service-controller", "update services/status; create,update events"},
 		{"system:kube-scheduler", "create pods/binding; update pods/status; create events"},
 		{"system:node:n1", "create,update nodes; update nodes/status; update pods/status; delete pods; create,update coordination.k8s.io/leases; create serviceaccounts/token; create events"},
 	} {
