@@ -229,7 +229,7 @@ func (m *Manager) cleanLater(c *instance) {
 }
 
 func (m *Manager) deleteUnknown(id string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), time.Minute)
+	ctx, cancel := m.cleanupContext()
 	defer cancel()
 	if err := m.Warden.Delete(ctx, id); err != nil {
 		m.Log.Warn("unknown container stays", "container", id, "error", err)
@@ -250,7 +250,9 @@ func (m *Manager) dropSandboxes(ctx context.Context, running map[string]bool) {
 			continue
 		}
 		m.reaper.add(func() {
-			if err := m.Warden.RemoveSandbox(context.WithoutCancel(m.ctx), id); err != nil {
+			ctx, cancel := m.cleanupContext()
+			defer cancel()
+			if err := m.Warden.RemoveSandbox(ctx, id); err != nil {
 				m.Log.Warn("left-over namespace stays", "sandbox", id, "error", err)
 			}
 		})

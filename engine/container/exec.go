@@ -190,7 +190,9 @@ func (m *Manager) releaseExec(e *execution) {
 }
 
 func (m *Manager) deleteExec(e *execution) {
-	err := m.Warden.DeleteExec(context.WithoutCancel(m.ctx), e.container.id, e.id)
+	ctx, cancel := m.cleanupContext()
+	defer cancel()
+	err := m.Warden.DeleteExec(ctx, e.container.id, e.id)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		m.Log.Warn("exit of an exec is not acknowledged", "container", e.container.id, "exec", e.id, "error", err)
 	}
@@ -301,7 +303,9 @@ func (m *Manager) execExited(p warden.ProcessState) {
 	m.mu.RUnlock()
 	if e == nil {
 		m.reaper.add(func() {
-			if err := m.Warden.DeleteExec(context.WithoutCancel(m.ctx), p.ContainerID, p.ExecID); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			ctx, cancel := m.cleanupContext()
+			defer cancel()
+			if err := m.Warden.DeleteExec(ctx, p.ContainerID, p.ExecID); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 				m.Log.Warn("exit of an exec is not acknowledged", "container", p.ContainerID, "exec", p.ExecID, "error", err)
 			}
 		})
@@ -402,7 +406,9 @@ func (m *Manager) ExecRun(ctx context.Context, ref string, spec ExecSpec, limit 
 }
 
 func (m *Manager) killExec(e *execution) {
-	err := m.Warden.Signal(context.WithoutCancel(m.ctx), e.container.id, e.id, syscall.SIGKILL)
+	ctx, cancel := m.cleanupContext()
+	defer cancel()
+	err := m.Warden.Signal(ctx, e.container.id, e.id, syscall.SIGKILL)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		m.Log.Warn("exec is not killed", "container", e.container.id, "exec", e.id, "error", err)
 	}

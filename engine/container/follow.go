@@ -2,7 +2,6 @@ package container
 
 import (
 	"encoding/binary"
-	"errors"
 	"os"
 	"sync"
 
@@ -70,14 +69,15 @@ func (f *follower) startLocked() error {
 		return os.NewSyscallError("inotify_init1", err)
 	}
 	f.file, f.fd = os.NewFile(uintptr(fd), "inotify"), fd
-	f.done.Go(f.run)
+	file := f.file
+	f.done.Go(func() { f.run(file) })
 	return nil
 }
 
-func (f *follower) run() {
+func (f *follower) run(file *os.File) {
 	buf := make([]byte, 16<<10)
 	for {
-		n, err := f.file.Read(buf)
+		n, err := file.Read(buf)
 		if err != nil {
 			return
 		}
@@ -133,11 +133,12 @@ func (f *follower) close() error {
 	f.mu.Lock()
 	f.closed = true
 	file := f.file
+	f.file = nil
 	f.mu.Unlock()
 	var err error
 	if file != nil {
 		err = file.Close()
 		f.done.Wait()
 	}
-	return errors.Join(err)
+	return err
 }

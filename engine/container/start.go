@@ -373,10 +373,16 @@ func exitCodeOf(err error) int {
 	return 128
 }
 
+// cleanupContext outlives Close, which waits for clean-ups, but not a warden that is gone
+// for good.
+func (m *Manager) cleanupContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(m.ctx), time.Minute)
+}
+
 // cleanRun removes what is left of a run: mounts, cgroup, namespaces.
 func (m *Manager) cleanRun(c *instance, conn *connection, cleaned chan struct{}) {
 	defer close(cleaned)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), time.Minute)
+	ctx, cancel := m.cleanupContext()
 	defer cancel()
 	if err := m.Warden.Delete(ctx, c.id); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		m.Log.Warn("container's process is not cleaned up", "container", c.id, "error", err)
