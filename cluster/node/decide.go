@@ -8,8 +8,8 @@ import (
 	"slipway.dev/slipway/engine/container"
 )
 
-// Restarts wait this long, doubling up to the limit, and start over after a container ran well
-// for resetAfter (the kubelet's figures).
+// The first restart is at once; those after it wait this long, doubling up to the limit, and it
+// starts over after a container ran well for resetAfter (the kubelet's figures).
 const (
 	firstBackOff = 10 * time.Second
 	maxBackOff   = 5 * time.Minute
@@ -176,10 +176,13 @@ func restarts(policy corev1.RestartPolicy, exitCode int) bool {
 	}
 }
 
-// nextBackOff is the wait before the restart that follows an exit, given the wait before the
-// attempt that exited.
-func nextBackOff(before, ran time.Duration) time.Duration {
-	if before == 0 || ran >= resetAfter {
+// nextBackOff is the wait before the restart that follows an exit, given the number of restarts
+// so far, the wait before the attempt that exited, and how long it ran.
+func nextBackOff(restarts int, before, ran time.Duration) time.Duration {
+	switch {
+	case restarts == 0 || ran >= resetAfter:
+		return 0
+	case before == 0:
 		return firstBackOff
 	}
 	return min(2*before, maxBackOff)

@@ -122,12 +122,12 @@ func TestDecideDeadline(t *testing.T) {
 
 func TestNextBackOff(t *testing.T) {
 	wait := time.Duration(0)
-	for i, want := range []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second, 80 * time.Second, 160 * time.Second, 5 * time.Minute, 5 * time.Minute} {
-		if wait = nextBackOff(wait, time.Second); wait != want {
+	for i, want := range []time.Duration{0, 10 * time.Second, 20 * time.Second, 40 * time.Second, 80 * time.Second, 160 * time.Second, 5 * time.Minute, 5 * time.Minute} {
+		if wait = nextBackOff(i, wait, time.Second); wait != want {
 			t.Errorf("restart %d waits %s; want %s", i+1, wait, want)
 		}
 	}
-	if got := nextBackOff(wait, 10*time.Minute); got != firstBackOff {
-		t.Errorf("after ten good minutes a restart waits %s; want %s", got, firstBackOff)
+	if got := nextBackOff(7, wait, 10*time.Minute); got != 0 {
+		t.Errorf("after ten good minutes a restart waits %s; want none", got)
 	}
 }

@@ -38,7 +38,7 @@ func newView(infos []container.Info, epoch string) view {
 	for name, o := range v {
 		before, _ := strconv.Atoi(o.current.Spec.Labels[labelBackOff])
 		s := o.current.State
-		o.backOff = nextBackOff(time.Duration(before)*time.Second, s.FinishedAt.Sub(s.StartedAt))
+		o.backOff = nextBackOff(o.restarts, time.Duration(before)*time.Second, s.FinishedAt.Sub(s.StartedAt))
 		v[name] = o
 	}
 	return v

@@ -254,7 +254,7 @@ func fieldPath(pod *corev1.Pod, name string) string {
 // backOffs says why containers that exited are not running again yet.
 func (w *worker) backOffs(pod *corev1.Pod, v view) {
 	for name, o := range v {
-		if o.exited() && !o.stale && restarts(policyOf(pod, name), o.current.State.ExitCode) {
+		if o.exited() && !o.stale && o.backOff > 0 && restarts(policyOf(pod, name), o.current.State.ExitCode) {
 			w.waiting[name] = waiting{"CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 				o.backOff, name, pod.Name, pod.Namespace, pod.UID)}
 		} else if w.waiting[name].reason == "CrashLoopBackOff" {
