@@ -38,6 +38,7 @@ type cluster struct {
 	write  store.Writer
 	server *Server
 	stop   func()
+	before string // what another tool did to the machine
 }
 
 func newCluster(t testing.TB) *cluster {
@@ -195,11 +196,17 @@ func (c *cluster) reaches(what string, from *os.File, network, to, greeting stri
 }
 
 func TestServices(t *testing.T) {
-	for _, bridgeNF := range []string{"0", "1"} {
-		t.Run("bridge-nf-call-iptables="+bridgeNF, func(t *testing.T) {
+	for _, tt := range []struct{ name, bridgeNF, before string }{
+		{"on a plain machine", "0", "true"},
+		{"with br_netfilter and another tool's drop policy", "1", "iptables -w -P FORWARD DROP"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			networktest.NeedRoot(t)
+			check(t, os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(tt.bridgeNF), 0o644))
+			networktest.Sh(t, tt.before)
+			t.Cleanup(func() { networktest.Sh(t, "nft flush ruleset") })
 			c := newCluster(t)
-			check(t, os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(bridgeNF), 0o644))
+			c.before = tt.before
 			testServices(t, c)
 		})
 	}
@@ -301,7 +308,7 @@ func (c *cluster) changes(t *testing.T, client, a, b pod, web, public *corev1.Se
 	c.reaches("a service while no daemon runs", client.ns, "tcp", c.vip(20)+":80", "a sees "+client.ip())
 	c.start()
 	c.reaches("a service after a restart", client.ns, "tcp", c.vip(20)+":80", "a sees "+client.ip())
-	networktest.Sh(t, "nft flush ruleset")
+	networktest.Sh(t, "nft flush ruleset; "+c.before)
 	c.reaches("a service after somebody flushed all rules", client.ns, "tcp", c.vip(20)+":80", "a sees "+client.ip())
 	c.reaches("a node port after that", c.Outside, "tcp", networktest.HostAddr+":30080", "a sees "+networktest.OutsideAddr)
 

@@ -148,6 +148,7 @@ func (h *hostFirewall) openForward(ctx context.Context) (warnings []string, err 
 	if err != nil {
 		return nil, err
 	}
+	warnings = h.firewalldWarning()
 	var errs []error
 	for _, b := range blockers {
 		switch {
@@ -184,6 +185,16 @@ func (h *hostFirewall) blockers() (found []blocker, dockerUser bool, err error) 
 		}
 	}
 	return found, dockerUser, nil
+}
+
+// firewalldWarning: firewalld rejects forwarding by rules, not by policy, for interfaces
+// that are in none of its zones.
+func (h *hostFirewall) firewalldWarning() []string {
+	chains, err := h.m.nft.Chains()
+	if err != nil || !slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name == "firewalld" }) {
+		return nil
+	}
+	return []string{fmt.Sprintf("firewalld runs on this machine and rejects what containers send beyond it, unless their addresses are in a zone that accepts: firewall-cmd --zone=trusted --add-source=%s (and each network's subnet)", h.m.node.Pods)}
 }
 
 // legacyInUse says whether somebody uses the old iptables, which nftables does not show.

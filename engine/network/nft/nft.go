@@ -75,10 +75,14 @@ func (c *Conn) Close() error {
 	return c.c.CloseLasting()
 }
 
-// One acknowledgement comes back per message of a batch: with default buffers a
-// batch of a few hundred fails with ENOBUFS after it was committed.
+// A batch is one message to the kernel, and one acknowledgement per command of it comes
+// back: with default buffers a batch of a few hundred commands fails with ENOBUFS after it
+// was committed, and 2,000 services take 10,000 commands. This is a limit; memory is only
+// taken while a batch is under way.
+const bufferLimit = 64 << 20
+
 func bigBuffers(c *netlink.Conn) error {
-	return errors.Join(c.SetReadBuffer(8<<20), c.SetWriteBuffer(8<<20))
+	return errors.Join(c.SetReadBuffer(bufferLimit), c.SetWriteBuffer(bufferLimit))
 }
 
 // Tables lists the IPv4 tables of the namespace by name.
