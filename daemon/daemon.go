@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 
@@ -113,6 +114,9 @@ func (d *daemon) openDoors(ctx context.Context) error {
 	var err error
 	if d.docker, err = d.listen(ctx, "docker", "unix", filepath.Join(d.RunDir, "docker.sock")); err != nil {
 		return fmt.Errorf("docker API: %w", err)
+	}
+	if d.registry, err = d.listen(ctx, "registry", "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(d.RegistryPort))); err != nil {
+		return fmt.Errorf("registry: %w", err)
 	}
 	d.serve("docker API", d.docker, dockerapi.New(dockerapi.Options{
 		Containers: dockerContainers{e.containers}, Images: e.images, Networks: e.networks, Volumes: e.volumes,

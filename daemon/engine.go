@@ -56,10 +56,6 @@ func (d *daemon) openEngine(ctx context.Context) error {
 		return fmt.Errorf("warden: %w", err)
 	}
 	d.closers.add("warden", func(context.Context) error { return e.warden.Close() })
-	if d.registry, err = d.listen(ctx, "registry", "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(d.RegistryPort))); err != nil {
-		return fmt.Errorf("registry: %w", err)
-	}
-
 	var rooms errgroup.Group
 	rooms.Go(func() (err error) {
 		e.images, err = image.Open(ctx, image.Options{
@@ -113,7 +109,7 @@ func (e *engine) imageUsers() []image.User {
 // isRegistry tells whether a registry host is this daemon's own.
 func (d *daemon) isRegistry(host string) bool {
 	name, p, err := net.SplitHostPort(host)
-	if err != nil || p != strconv.Itoa(port(d.registry)) {
+	if err != nil || d.registry == nil || p != strconv.Itoa(port(d.registry)) {
 		return false
 	}
 	return name == "localhost" || strings.HasPrefix(name, "127.")

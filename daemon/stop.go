@@ -81,7 +81,11 @@ func Teardown(ctx context.Context, o Options) error {
 	}
 	defer lock.Close()
 	d := &daemon{Options: o, instance: instanceID(o.DataDir), node: nodeName(), failed: func(error) {}}
-	defer func() { d.closers.close(context.WithoutCancel(ctx), o.Log) }()
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		d.closers.close(stop, o.Log)
+	}()
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
@@ -92,7 +96,10 @@ func Teardown(ctx context.Context, o Options) error {
 	if err := d.removeWorkloads(ctx); err != nil {
 		return err
 	}
-	return d.removeAll(ctx)
+	if err := d.removeAll(ctx); err != nil {
+		return err
+	}
+	return d.engine.warden.Shutdown(ctx)
 }
 
 func (d *daemon) removeWorkloads(ctx context.Context) error {
@@ -133,5 +140,5 @@ func (d *daemon) removeAll(ctx context.Context) error {
 	for _, name := range []string{"docker.sock", "kubeconfig", "daemon.json"} {
 		os.Remove(filepath.Join(d.RunDir, name))
 	}
-	return e.warden.Shutdown(ctx)
+	return nil
 }
