@@ -138,7 +138,7 @@ func (s *Server) fail(w *reply, r *http.Request, err error) {
 		s.log.Debug("request failed after its reply began", "method", r.Method, "path", r.URL.Path, "err", err)
 		return
 	}
-	if status >= http.StatusInternalServerError {
+	if status == http.StatusInternalServerError { // others are answers
 		s.log.Error("request failed", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
 	}
 	writeError(w, status, err.Error())
