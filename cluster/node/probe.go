@@ -52,17 +52,26 @@ type prober struct {
 	failing string // guarded by mu: why the container has to be killed
 }
 
+// resume takes over verdicts that an agent before this one has reported of the same attempt: a restart
+// of the agent must not take traffic away from pods that were ready.
+func (p *prober) resume(st *corev1.ContainerStatus) {
+	if st != nil && st.ContainerID == containerScheme+p.id && st.Started != nil && *st.Started {
+		p.started, p.ready = true, st.Ready
+	}
+}
+
 // run starts the probes; startedAt is when the container did.
 func (p *prober) run(ctx context.Context, startedAt time.Time) {
 	ctx, p.cancel = context.WithCancel(ctx)
-	p.started = p.container.StartupProbe == nil
-	p.ready = p.container.ReadinessProbe == nil && p.started
+	p.started = p.started || p.container.StartupProbe == nil
+	p.ready = p.started && (p.ready || p.container.ReadinessProbe == nil)
+	started, ready := p.started, p.ready
 	p.done.Go(func() {
-		if probe := p.container.StartupProbe; probe != nil && !p.startup(ctx, probe, startedAt) {
+		if probe := p.container.StartupProbe; !started && !p.startup(ctx, probe, startedAt) {
 			return
 		}
 		if probe := p.container.ReadinessProbe; probe != nil {
-			p.done.Go(func() { p.readiness(ctx, probe, startedAt) })
+			p.done.Go(func() { p.readiness(ctx, probe, startedAt, ready) })
 		}
 		if probe := p.container.LivenessProbe; probe != nil {
 			p.done.Go(func() { p.liveness(ctx, probe, startedAt) })
@@ -92,7 +101,7 @@ func (p *prober) set(change func()) {
 // startup reports whether the container is up; a false means that it has to be killed or ctx ended.
 func (p *prober) startup(ctx context.Context, probe *corev1.Probe, startedAt time.Time) bool {
 	ok := false
-	p.watch(ctx, startupProbe, probe, startedAt, func(success bool, message string) bool {
+	p.watch(ctx, startupProbe, probe, startedAt, false, func(success bool, message string) bool {
 		ok = success
 		p.set(func() {
 			if success {
@@ -107,15 +116,15 @@ func (p *prober) startup(ctx context.Context, probe *corev1.Probe, startedAt tim
 	return ok
 }
 
-func (p *prober) readiness(ctx context.Context, probe *corev1.Probe, startedAt time.Time) {
-	p.watch(ctx, readinessProbe, probe, startedAt, func(success bool, _ string) bool {
+func (p *prober) readiness(ctx context.Context, probe *corev1.Probe, startedAt time.Time, ready bool) {
+	p.watch(ctx, readinessProbe, probe, startedAt, ready, func(success bool, _ string) bool {
 		p.set(func() { p.ready = success })
 		return true
 	})
 }
 
 func (p *prober) liveness(ctx context.Context, probe *corev1.Probe, startedAt time.Time) {
-	p.watch(ctx, livenessProbe, probe, startedAt, func(success bool, message string) bool {
+	p.watch(ctx, livenessProbe, probe, startedAt, true, func(success bool, message string) bool {
 		if success {
 			return true
 		}
@@ -127,12 +136,12 @@ func (p *prober) liveness(ctx context.Context, probe *corev1.Probe, startedAt ti
 }
 
 // watch runs one probe at its period and calls verdict whenever a threshold is crossed, until
-// verdict says to stop.
-func (p *prober) watch(ctx context.Context, kind string, probe *corev1.Probe, startedAt time.Time, verdict func(success bool, message string) bool) {
+// verdict says to stop. last is the verdict to begin with: alive until it fails; not started, and
+// usually not ready, until it succeeds.
+func (p *prober) watch(ctx context.Context, kind string, probe *corev1.Probe, startedAt time.Time, last bool, verdict func(success bool, message string) bool) {
 	wait := time.NewTimer(time.Until(startedAt.Add(time.Duration(probe.InitialDelaySeconds) * time.Second)))
 	defer wait.Stop()
 	var successes, failures int32
-	last := kind == livenessProbe // assumed alive until it fails; not ready, not started until it succeeds
 	eager := eagerFirst
 	for {
 		select {

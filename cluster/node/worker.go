@@ -198,6 +198,9 @@ func (w *worker) observe(pod *corev1.Pod) view {
 			} else {
 				o.started = c.StartupProbe == nil
 				o.ready = o.started && c.ReadinessProbe == nil
+				if st := statusOf(pod, c.Name); st != nil && st.ContainerID == containerScheme+o.current.ID && st.Started != nil && *st.Started {
+					o.started, o.ready = true, st.Ready // an agent before this one knew it
+				}
 			}
 			w.mu.Lock()
 			_, busy := w.stopping[o.current.ID]
@@ -233,12 +236,25 @@ func (w *worker) probe(ctx context.Context, pod *corev1.Pod, v view) {
 					w.agent.record.podEvent(pod, fieldPath(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", kind, message)
 				},
 			}
+			p.resume(statusOf(pod, c.Name))
 			p.run(ctx, o.current.State.StartedAt)
 			w.probers[c.Name] = p
 			o.started, o.ready, o.failing = p.verdict()
 			v[c.Name] = o
 		}
 	}
+}
+
+// statusOf is what the cluster knows of a container.
+func statusOf(pod *corev1.Pod, name string) *corev1.ContainerStatus {
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
 }
 
 // fieldPath names a container in events the way kubectl describe expects.
