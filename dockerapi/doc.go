@@ -14,5 +14,5 @@
 //
 // Served are versions 1.24 to 1.51. Fields that a later version dropped or renamed
 // within that span are all sent, because clients ignore what they do not know and break
-// on what they miss (legacy.go).
+// on what they miss (legacyAddresses, legacyEvent, legacySummaries).
 package dockerapi

@@ -70,7 +70,7 @@ func checkJSONType(ct string, length int64) error {
 	return nil
 }
 
-// rawObject lets a typed reply carry fields that its type no longer has.
+// withFields adds fields that a reply once had and its type has no longer. They never replace one that it has.
 func withFields(v any, extra map[string]any) (json.RawMessage, error) {
 	b, err := json.Marshal(v)
 	if err != nil || len(extra) == 0 {

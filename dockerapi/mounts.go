@@ -131,7 +131,7 @@ func parseBind(bind, driver string) (container.Mount, error) {
 		m.Type, m.CreateSource, m.VolumeDriver = container.MountBind, true, ""
 		m.Source = path.Clean(m.Source)
 	} else if m.Source != "" && !isVolumeName(m.Source) {
-		return m, invalid("invalid volume specification: '%s': %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", bind, m.Source)
+		return m, invalid("invalid volume specification: '%s': %s", bind, badVolumeName(m.Source))
 	}
 	return m, bindOptions(&m, options)
 }
@@ -162,7 +162,7 @@ func bindOptions(m *container.Mount, options string) error {
 			kind, m.ReadOnly = "access", o == "ro"
 		case o == "z" || o == "Z":
 			kind = "label" // SELinux relabelling: kept for inspection
-		case o == "nocopy" && m.Type == container.MountVolume || o == "nocopy":
+		case o == "nocopy":
 			m.NoCopy = true
 		case slices.Contains(propagations, o) && m.Type == container.MountBind:
 			kind, m.Propagation = "propagation", o
@@ -180,85 +180,104 @@ func bindOptions(m *container.Mount, options string) error {
 	return nil
 }
 
+// wrongMount is how Docker refuses a mount.
+func wrongMount(kind any, format string, args ...any) error {
+	return invalid("invalid mount config for type \"%s\": %s", kind, fmt.Sprintf(format, args...))
+}
+
 // mountSpec translates the --mount form.
 func mountSpec(m mount.Mount) (container.Mount, error) {
-	wrong := func(format string, args ...any) (container.Mount, error) {
-		return container.Mount{}, invalid("invalid mount config for type \"%s\": %s", m.Type, fmt.Sprintf(format, args...))
-	}
 	spec := container.Mount{Type: container.MountType(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
-	if m.Target == "" {
-		return wrong("field Target must not be empty")
-	}
-	if !path.IsAbs(m.Target) {
-		return wrong("invalid mount path: '%s' mount path must be absolute", m.Target)
+	translate, known := map[mount.Type]func(mount.Mount, *container.Mount) error{
+		mount.TypeBind: bindMount, mount.TypeVolume: volumeMount, mount.TypeTmpfs: tmpfsMount, mount.TypeImage: imageMount,
+	}[m.Type]
+	switch {
+	case !known:
+		return spec, wrongMount(m.Type, "mount type unknown")
+	case m.Target == "":
+		return spec, wrongMount(m.Type, "field Target must not be empty")
+	case !path.IsAbs(m.Target):
+		return spec, wrongMount(m.Type, "invalid mount path: '%s' mount path must be absolute", m.Target)
 	}
 	for _, o := range []struct {
-		set   bool
+		given bool
 		name  string
-		types []mount.Type
+		of    mount.Type
 	}{
-		{m.BindOptions != nil, "BindOptions", []mount.Type{mount.TypeBind}},
-		{m.VolumeOptions != nil, "VolumeOptions", []mount.Type{mount.TypeVolume}},
-		{m.ImageOptions != nil, "ImageOptions", []mount.Type{mount.TypeImage}},
-		{m.TmpfsOptions != nil, "TmpfsOptions", []mount.Type{mount.TypeTmpfs}},
+		{m.BindOptions != nil, "BindOptions", mount.TypeBind}, {m.VolumeOptions != nil, "VolumeOptions", mount.TypeVolume},
+		{m.ImageOptions != nil, "ImageOptions", mount.TypeImage}, {m.TmpfsOptions != nil, "TmpfsOptions", mount.TypeTmpfs},
 	} {
-		if o.set && !slices.Contains(o.types, m.Type) {
-			return wrong("field %s must not be specified", o.name)
+		if o.given && o.of != m.Type {
+			return spec, wrongMount(m.Type, "field %s must not be specified", o.name)
 		}
 	}
-	switch m.Type {
-	case mount.TypeBind:
-		if m.Source == "" {
-			return wrong("field Source must not be empty")
-		}
-		if !path.IsAbs(m.Source) {
-			return wrong("invalid mount path: '%s' mount path must be absolute", m.Source)
-		}
-		spec.RecursiveReadOnly = m.ReadOnly
-		if b := m.BindOptions; b != nil {
-			if b.Propagation != "" && !slices.Contains(propagations, string(b.Propagation)) {
-				return wrong("invalid propagation mode: %s", b.Propagation)
-			}
-			spec.Propagation, spec.NonRecursive, spec.CreateSource = string(b.Propagation), b.NonRecursive, b.CreateMountpoint
-			spec.RecursiveReadOnly = m.ReadOnly && !b.ReadOnlyNonRecursive
-		}
-		if _, err := os.Lstat(m.Source); err != nil && !spec.CreateSource {
-			return wrong("bind source path does not exist: %s", m.Source)
-		}
-	case mount.TypeVolume:
-		if m.Source != "" && !isVolumeName(m.Source) {
-			return wrong("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", m.Source)
-		}
-		if v := m.VolumeOptions; v != nil {
-			spec.NoCopy, spec.Subpath, spec.VolumeLabels = v.NoCopy, v.Subpath, v.Labels
-			if d := v.DriverConfig; d != nil {
-				spec.VolumeDriver, spec.VolumeOptions = d.Name, d.Options
-			}
-		}
-	case mount.TypeTmpfs:
-		if m.Source != "" {
-			return wrong("field Source must not be specified")
-		}
-		if t := m.TmpfsOptions; t != nil {
-			if t.SizeBytes < 0 {
-				return wrong("tmpfs size cannot be negative")
-			}
-			spec.TmpfsSize, spec.TmpfsMode = t.SizeBytes, uint32(t.Mode.Perm())|uint32(t.Mode)&0o7000
-			for _, o := range t.Options {
-				spec.Options = append(spec.Options, strings.Join(o, "="))
-			}
-		}
-	case mount.TypeImage:
-		if m.Source == "" {
-			return wrong("field Source must not be empty")
-		}
-		if m.ImageOptions != nil {
-			spec.Subpath = m.ImageOptions.Subpath
-		}
-	default:
-		return container.Mount{}, invalid("invalid mount config for type \"%s\": mount type unknown", m.Type)
+	return spec, translate(m, &spec)
+}
+
+func bindMount(m mount.Mount, spec *container.Mount) error {
+	if m.Source == "" {
+		return wrongMount(m.Type, "field Source must not be empty")
 	}
-	return spec, nil
+	if !path.IsAbs(m.Source) {
+		return wrongMount(m.Type, "invalid mount path: '%s' mount path must be absolute", m.Source)
+	}
+	spec.RecursiveReadOnly = m.ReadOnly
+	if b := m.BindOptions; b != nil {
+		if b.Propagation != "" && !slices.Contains(propagations, string(b.Propagation)) {
+			return wrongMount(m.Type, "invalid propagation mode: %s", b.Propagation)
+		}
+		spec.Propagation, spec.NonRecursive, spec.CreateSource = string(b.Propagation), b.NonRecursive, b.CreateMountpoint
+		spec.RecursiveReadOnly = m.ReadOnly && !b.ReadOnlyNonRecursive
+	}
+	if _, err := os.Lstat(m.Source); err != nil && !spec.CreateSource {
+		return wrongMount(m.Type, "bind source path does not exist: %s", m.Source)
+	}
+	return nil
+}
+
+func volumeMount(m mount.Mount, spec *container.Mount) error {
+	if m.Source != "" && !isVolumeName(m.Source) {
+		return wrongMount(m.Type, "%s", badVolumeName(m.Source))
+	}
+	if v := m.VolumeOptions; v != nil {
+		spec.NoCopy, spec.Subpath, spec.VolumeLabels = v.NoCopy, v.Subpath, v.Labels
+		if d := v.DriverConfig; d != nil {
+			spec.VolumeDriver, spec.VolumeOptions = d.Name, d.Options
+		}
+	}
+	return nil
+}
+
+func badVolumeName(name string) string {
+	return fmt.Sprintf("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name)
+}
+
+func tmpfsMount(m mount.Mount, spec *container.Mount) error {
+	if m.Source != "" {
+		return wrongMount(m.Type, "field Source must not be specified")
+	}
+	t := m.TmpfsOptions
+	if t == nil {
+		return nil
+	}
+	if t.SizeBytes < 0 {
+		return wrongMount(m.Type, "tmpfs size cannot be negative")
+	}
+	spec.TmpfsSize, spec.TmpfsMode = t.SizeBytes, uint32(t.Mode.Perm())|uint32(t.Mode)&0o7000
+	for _, o := range t.Options {
+		spec.Options = append(spec.Options, strings.Join(o, "="))
+	}
+	return nil
+}
+
+func imageMount(m mount.Mount, spec *container.Mount) error {
+	if m.Source == "" {
+		return wrongMount(m.Type, "field Source must not be empty")
+	}
+	if m.ImageOptions != nil {
+		spec.Subpath = m.ImageOptions.Subpath
+	}
+	return nil
 }
 
 // tmpfsSpec reads --tmpfs TARGET:size=64m,mode=1777,noexec.
