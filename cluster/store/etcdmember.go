@@ -94,9 +94,7 @@ func memberConfig(o EtcdOptions, log *slog.Logger) config.ServerConfig {
 		BootstrapTimeout:            0,
 		StrictReconfigCheck:         true,
 		MaxLearners:                 1,
-		AuthToken:                   "simple",
-		BcryptCost:                  10,
-		TokenTTL:                    300,
+		AuthToken:                   "", // nobody authenticates: nothing listens
 		V2Deprecation:               config.V2DeprDefault,
 		UnsafeNoFsync:               o.Unsynced,
 		ServerFeatureGate:           features.NewDefaultServerFeatureGate(name, logger),
