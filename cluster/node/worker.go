@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -142,6 +143,9 @@ func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (at time.Time) {
 		w.stopContainer(ctx, pod, v[name].current, w.killGrace(pod, name), reason)
 	}
 	w.backOffs(pod, v)
+	if slices.ContainsFunc(d.start, func(name string) bool { return v[name].exited() }) {
+		w.report(ctx, pod, decision{}) // out of its services before the restart, which takes its time
+	}
 	for _, name := range d.start {
 		if err := w.launch(ctx, pod, name, v[name]); err != nil {
 			d.wake(w.delay())
