@@ -136,8 +136,8 @@ func (d *demo) kill(ctx context.Context) error {
 	}
 	l.stop()
 	d.saw("meanwhile: %s", l.summary())
-	// What the dead process was answering at that moment is lost on any system: one request a connection.
-	d.promise(l.failed <= workers, "no more fails than what the killed process was answering (at most %d): %d", workers, l.failed)
+	// Until the node hears of the death, a moment later, connections to the dead process are refused: no balancer can know earlier.
+	d.promise(l.failed*20 <= l.requests, "the others go on answering: %.1f %% of the requests fail (at most 5 %%)", 100*float64(l.failed)/float64(l.requests))
 	return nil
 }
 
@@ -170,7 +170,10 @@ func (d *demo) scale(ctx context.Context) error {
 		if err := d.show(ctx, "2", "scale", fmt.Sprintf("web=%d", n)); err != nil {
 			return err
 		}
-		// Connections that were kept alive stay with their replica until it goes; new ones are spread at once.
+		// Those that go finish what they are answering first.
+		if err := d.await(ctx, "web", "scaled", func(now []replica) bool { return len(now) == n }); err != nil {
+			return err
+		}
 		l := startLoad(ctx, d.url())
 		if err := l.wait(ctx, 400); err != nil {
 			return err
