@@ -67,6 +67,7 @@ func Run(ctx context.Context, o Options) error {
 		err = d.announce()
 	}
 	if err == nil {
+		d.tasks.Go(func() { d.settle(ctx) })
 		<-ctx.Done()
 		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errStopped) {
 			err = cause
@@ -78,6 +79,20 @@ func Run(ctx context.Context, o Options) error {
 	d.closers.close(stop, o.Log)
 	d.tasks.Wait()
 	return err
+}
+
+// settle does what can wait until everything is served.
+func (d *daemon) settle(ctx context.Context) {
+	select {
+	case <-d.cluster.services.Ready():
+		// Whoever still wants a host port has said so: what is held for others is given back.
+		d.engine.networks.SettlePorts(ctx)
+	case <-ctx.Done():
+		return
+	}
+	if err := settle(ctx, d.DataDir); err != nil {
+		d.Log.Warn("memory that only starting needed is kept", "error", err)
+	}
 }
 
 // protect keeps the kernel from choosing this process when memory runs out: containers go first.
