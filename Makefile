@@ -5,7 +5,7 @@ BIN     := bin
 PREFIX  ?= /usr/local
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X slipway.dev/slipway/daemon/version.Version=$(VERSION)
-STATIC  := -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags -static'
+STATIC  := -tags 'seccomp netgo osusergo runc_nocriu' -ldflags '-s -w -extldflags -static'
 
 .PHONY: build install demo demo-down test test-vm bench lint prerequisites clean
 
