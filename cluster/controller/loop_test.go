@@ -149,7 +149,7 @@ func TestDeletionOrder(t *testing.T) {
 		pod("1-unassigned", func(p *corev1.Pod) { p.Spec.NodeName = "" }),
 	}
 	slices.SortStableFunc(pods, func(a, b *corev1.Pod) int {
-		return controller.DeletionOrder(a, b, map[string]int{"a": 1, "b": 2}, now)
+		return controller.DeletionOrder(a, b, map[string]int{"a": 1, "b": 2})
 	})
 	var got []string
 	for _, p := range pods {

@@ -12,8 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/dump"
 	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/utils/dump"
 
 	"slipway.dev/slipway/cluster/store"
 )
@@ -101,16 +101,16 @@ func Hash(v any, collisions *int32) string {
 // DeletionOrder compares two pods: negative when a should be deleted before b. It is
 // upstream's order: unassigned, pending, not ready, cheaper, doubled on a node, younger.
 // doubled is the number of active sibling pods on a pod's node.
-func DeletionOrder(a, b *corev1.Pod, doubled map[string]int, now time.Time) int {
+func DeletionOrder(a, b *corev1.Pod, doubled map[string]int) int {
 	return cmp.Or(
 		boolOrder(a.Spec.NodeName == "", b.Spec.NodeName == ""),
 		phaseRank(a)-phaseRank(b),
 		boolOrder(!Ready(a), !Ready(b)),
 		cmp.Compare(deletionCost(a), deletionCost(b)),
 		doubled[b.Spec.NodeName]-doubled[a.Spec.NodeName],
-		-byAge(readySince(a), readySince(b), now),
+		-byAge(readySince(a), readySince(b)),
 		restarts(b)-restarts(a),
-		-byAge(a.CreationTimestamp, b.CreationTimestamp, now),
+		-byAge(a.CreationTimestamp, b.CreationTimestamp),
 		cmp.Compare(a.UID, b.UID),
 	)
 }
@@ -157,7 +157,7 @@ func restarts(p *corev1.Pod) int {
 }
 
 // byAge is positive when a is younger than b.
-func byAge(a, b metav1.Time, _ time.Time) int { return a.Compare(b.Time) }
+func byAge(a, b metav1.Time) int { return a.Compare(b.Time) }
 
 // SortedPods is pods in the order of their names.
 func SortedPods(pods []*corev1.Pod) []*corev1.Pod {

@@ -46,7 +46,7 @@ func (b etcdBackend) start(ctx context.Context, s *Store, o Options) (engine, er
 		return nil, err
 	}
 	e := &etcd{server: server, kv: v3rpc.NewQuotaKVServer(server), log: s.log, clock: s.clock, fill: o.Default,
-		tables: map[string]*table{}, pending: map[uint64]*pendingWrite{}, wake: make(chan struct{}, 1)}
+		tables: map[string]*table{}, pending: map[uint64]*pendingWrite{}, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	e.ids.Store(randomBase())
 	for _, t := range s.tables {
 		e.tables[tableKey(t)] = t
@@ -69,6 +69,7 @@ type etcd struct {
 
 	ids       atomic.Uint64
 	stream    mvcc.WatchStream
+	gone      chan struct{} // closed when nothing will be published any more
 	tasks     sync.WaitGroup
 	compacted int64
 
@@ -150,6 +151,8 @@ func (e *etcd) attempt(ctx context.Context, w *write, cur *item) (*item, int64, 
 	select {
 	case <-p.done:
 		return p.it, rev, nil
+	case <-e.gone:
+		return nil, 0, ErrClosed
 	case <-ctx.Done():
 		return nil, 0, apierrors.NewTimeoutError(fmt.Sprintf("%s %q was written at revision %d, but its watch event is late: %v", w.t.kind.Resource, w.key, rev, context.Cause(ctx)), 1)
 	}
@@ -339,6 +342,7 @@ func (e *etcd) take(id uint64) *pendingWrite {
 func (e *etcd) close() error {
 	e.stream.Close()
 	e.tasks.Wait()
+	close(e.gone)
 	e.server.Stop()
 	return nil
 }

@@ -148,6 +148,7 @@ func TestControllersThroughTheRealAPI(t *testing.T) {
 		}
 	}
 	await(c, kinds.Deployments, "shop", "web", "available", available("web:1"))
+	//lint:ignore SA1019 the legacy object is kept beside the slices
 	await(c, kinds.Endpoints, "shop", "web", "complete", func(e *corev1.Endpoints) bool {
 		return len(e.Subsets) == 1 && len(e.Subsets[0].Addresses) == 3 && e.Subsets[0].Ports[0].Port == 8080
 	})

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Endpoints are deprecated for new code, but clients and the conformance suite read them.
+
 // Package endpoints keeps the legacy Endpoints object of every Service with a selector:
 // the older, single-object form of what endpoint slices say. Nothing in Slipway reads it;
 // clients and the conformance suite do.

@@ -68,6 +68,7 @@ func show(c *controllertest.Cluster) string {
 }
 
 func subsets(c *controllertest.Cluster) string {
+	//lint:ignore SA1019 the legacy object is kept beside the slices
 	e := controllertest.Get(c, &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
 	var out []string
 	for _, s := range e.Subsets {

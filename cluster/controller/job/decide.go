@@ -331,7 +331,7 @@ func (w *work) fill() {
 		for _, p := range w.active {
 			onNode[p.Spec.NodeName]++
 		}
-		slices.SortStableFunc(w.active, func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode, w.now) })
+		slices.SortStableFunc(w.active, func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode) })
 		w.plan.remove = w.active[:active-want]
 		return
 	}

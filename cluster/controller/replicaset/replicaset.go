@@ -1,8 +1,8 @@
 // Package replicaset keeps as many pods of one template as a ReplicaSet asks for.
 //
 // It owns the pods that name the set as their controller, adopts orphans that match, and
-// releases what no longer does. decide is pure: the set, its pods and the time go in, a
-// plan comes out. The package never looks at nodes or containers.
+// releases what no longer does. decide is pure: the set and its pods go in, a plan comes
+// out. The package never looks at nodes or containers.
 package replicaset
 
 import (
@@ -94,7 +94,7 @@ func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error
 	if err != nil {
 		return 0, err
 	}
-	p := decide(rs, pods, time.Now())
+	p := decide(rs, pods)
 	manageErr := c.act(ctx, rs, p)
 	// What was created and deleted is in the store already: count again.
 	again, statusErr := c.report(ctx, rs, selector, manageErr)
@@ -112,7 +112,7 @@ type plan struct {
 	remove []*corev1.Pod
 }
 
-func decide(rs *appsv1.ReplicaSet, pods []*corev1.Pod, now time.Time) plan {
+func decide(rs *appsv1.ReplicaSet, pods []*corev1.Pod) plan {
 	if rs.DeletionTimestamp != nil {
 		return plan{}
 	}
@@ -128,7 +128,7 @@ func decide(rs *appsv1.ReplicaSet, pods []*corev1.Pod, now time.Time) plan {
 	if diff <= 0 {
 		return plan{create: min(-diff, burst)}
 	}
-	slices.SortStableFunc(active, func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode, now) })
+	slices.SortStableFunc(active, func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode) })
 	return plan{remove: active[:min(diff, burst)]}
 }
 

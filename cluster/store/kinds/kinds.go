@@ -122,6 +122,7 @@ func All() []store.Kind {
 		namespaced[corev1.PodTemplate](PodTemplates, "v1", "PodTemplate"),
 		namespaced[corev1.ReplicationController](ReplicationControllers, "v1", "ReplicationController"),
 		namespaced[corev1.Service](Services, "v1", "Service"),
+		//lint:ignore SA1019 clients still read and write them
 		namespaced[corev1.Endpoints](Endpoints, "v1", "Endpoints"),
 		namespaced[corev1.ConfigMap](ConfigMaps, "v1", "ConfigMap"),
 		namespaced[corev1.Secret](Secrets, "v1", "Secret"),
