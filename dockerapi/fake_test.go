@@ -222,13 +222,12 @@ func (f *fakeContainers) ExecInspect(id string) (container.ExecInfo, error) {
 }
 
 func (f *fakeContainers) ExecStart(_ context.Context, id string, o container.ExecIO) error {
-	f.mu.Lock()
-	e := f.execs[id]
-	f.mu.Unlock()
-	code := 0
+	e, err := f.ExecInspect(id)
+	if err != nil {
+		return err
+	}
 	if e.Spec.Cmd[0] == "nosuch" {
-		code = 127
-		e.ExitCode = &code
+		f.execEnded(id, 127)
 		return errors.New(`exec: "nosuch": executable file not found in $PATH`)
 	}
 	if o.Started != nil {
@@ -237,8 +236,14 @@ func (f *fakeContainers) ExecStart(_ context.Context, id string, o container.Exe
 	if o.Stdout != nil {
 		fmt.Fprintf(o.Stdout, "ran %s", e.Spec.Cmd)
 	}
-	e.Started, e.ExitCode = true, &code
+	f.execEnded(id, 0)
 	return nil
+}
+
+func (f *fakeContainers) execEnded(id string, code int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.execs[id].Started, f.execs[id].ExitCode = true, &code
 }
 
 func (f *fakeContainers) Logs(_ context.Context, ref string, o container.LogOptions) (LogReader, error) {
