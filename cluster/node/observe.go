@@ -28,6 +28,9 @@ func newView(infos []container.Info, epoch string) view {
 	v := view{}
 	for i := range infos {
 		info := &infos[i]
+		if s := &info.State; s.Error != "" && !s.Running && s.FinishedAt.IsZero() {
+			s.FinishedAt = info.Created // it failed to start: an attempt like any other, with back-off after it
+		}
 		name := info.Spec.Labels[labelContainer]
 		o := v[name]
 		o.previous, o.current = o.current, info

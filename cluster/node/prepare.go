@@ -266,9 +266,11 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, name string, o obs
 	}
 	delete(w.waiting, name)
 	if err := w.agent.Containers.Start(ctx, info.ID); err != nil {
-		// The attempt is on record as one that failed to start; back-off applies to the next.
-		w.agent.record.podEvent(pod, path, corev1.EventTypeWarning, "Failed", "Error: %v", err)
-		w.waiting[name] = waiting{"RunContainerError", err.Error()}
+		// The attempt is on record as one that failed to start; back-off applies to the next. Its id would
+		// make each such event another one.
+		message := strings.ReplaceAll(err.Error(), fmt.Sprintf("start container %q: ", info.ID), "")
+		w.agent.record.podEvent(pod, path, corev1.EventTypeWarning, "Failed", "Error: %s", message)
+		w.waiting[name] = waiting{"RunContainerError", message}
 		return nil
 	}
 	w.agent.record.podEvent(pod, path, corev1.EventTypeNormal, "Started", "Container started")
