@@ -399,3 +399,59 @@ func TestSeccomp(t *testing.T) {
 		t.Errorf("output = %q, %q; want refused", out, errs)
 	}
 }
+
+// TestExecIntoDyingContainer starts execs without pause while the container is killed: those that fail half-way leave nothing
+// behind, least of all a member of the container's pid namespace, for which its first process would wait for ever.
+func TestExecIntoDyingContainer(t *testing.T) {
+	h := newHouse(t)
+	for range 15 {
+		st, _ := h.run("sleep 1000")
+		id := st.ContainerID
+		begun := make(chan struct{}, 1000)
+		var execs sync.WaitGroup
+		for worker := range 3 {
+			execs.Go(func() {
+				for i := 0; ; i++ {
+					process := &specs.Process{Args: []string{"/bin/true"}, Cwd: "/", Env: []string{"PATH=/bin"}}
+					_, _, err := h.client.Exec(h.ctx, warden.ExecSpec{ContainerID: id, ID: fmt.Sprintf("e%d-%d", worker, i), Process: process})
+					if err != nil && (errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) || h.ctx.Err() != nil) {
+						return
+					}
+					begun <- struct{}{}
+				}
+			})
+		}
+		for range 4 {
+			<-begun
+		}
+		if err := h.client.Signal(h.ctx, id, "", syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if st := h.wait(id, ""); st.ExitCode != 137 {
+			t.Errorf("killed container ended with %+v; want 137", st)
+		}
+		execs.Wait()
+		h.delete(id)
+	}
+	if left := childrenOf(t, h.client.Pid()); len(left) > 0 {
+		t.Errorf("the warden has children left: %v", left)
+	}
+}
+
+// childrenOf lists the children of a process by name and state.
+func childrenOf(t *testing.T, pid int) (children []string) {
+	t.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil || len(lists) == 0 {
+		t.Fatalf("the kernel does not list the children of %d: %v", pid, err)
+	}
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		for _, child := range strings.Fields(string(b)) {
+			stat, _ := os.ReadFile("/proc/" + child + "/stat")
+			name, _, _ := strings.Cut(string(stat), " 0 ")
+			children = append(children, name)
+		}
+	}
+	return children
+}

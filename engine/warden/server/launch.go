@@ -28,16 +28,20 @@ func (p *process) launch(lp *libcontainer.Process, opts launchOptions) error {
 	}
 	p.srv.share(p)
 	p.container.updating.Lock()
-	err = p.container.lc.Run(lp)
+	err = p.container.run(lp)
 	p.container.updating.Unlock()
 	for _, f := range theirs {
 		f.Close()
 	}
-	if err == nil {
-		err = p.grasp(lp, console)
-	}
 	if err != nil {
-		p.abandon(lp)
+		p.abandon()
+		return err
+	}
+	if err := p.grasp(lp, console); err != nil {
+		if pid, perr := lp.Pid(); perr == nil {
+			finish(pid) // nobody else has waited for it
+		}
+		p.abandon()
 		return err
 	}
 	p.srv.share(p)
@@ -144,17 +148,8 @@ func receiveTerminal(console *os.File) (*os.File, error) {
 	return file(fds[0], "terminal"), nil
 }
 
-// abandon cleans up after a launch that failed.
-func (p *process) abandon(lp *libcontainer.Process) {
-	if pid, err := lp.Pid(); err == nil && pid > 0 {
-		if pidfd, err := openPidfd(pid); err == nil { // it may have run, or wait to: it is our child either way
-			pidfdSignal(pidfd, unix.SIGKILL)
-			if st, err := readStat(pid); err == nil {
-				waitPidfd(pidfd, pid, st.startTime)
-			}
-			pidfd.Close()
-		}
-	}
+// abandon lets go of the streams after a launch that failed.
+func (p *process) abandon() {
 	p.mu.Lock()
 	p.gone = true
 	p.stdio.close()
