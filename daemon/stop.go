@@ -128,7 +128,7 @@ func (d *daemon) removeAll(ctx context.Context) error {
 	for _, id := range boxes {
 		errs = append(errs, e.warden.RemoveSandbox(ctx, id))
 	}
-	errs = append(errs, unmountBelow(filepath.Join(d.DataDir, "pods")))
+	errs = append(errs, unmountAll(filepath.Join(d.DataDir, "pods")))
 	for _, dir := range []string{filepath.Join(d.DataDir, "pods"), filepath.Join(d.RunDir, "pods")} {
 		errs = append(errs, os.RemoveAll(dir))
 	}

@@ -66,7 +66,7 @@ func decide(pod *corev1.Pod, v view, now time.Time) decision {
 	}
 	ready, fatal := d.initialise(pod, v, now)
 	if fatal {
-		d.over = true
+		d.over, d.start = true, nil
 		return d
 	}
 	if !ready {
@@ -78,6 +78,9 @@ func decide(pod *corev1.Pod, v view, now time.Time) decision {
 		if !d.keep(c.Name, v[c.Name], restartPolicy(pod, c), now) {
 			d.over = false
 		}
+	}
+	if d.over {
+		d.start = nil // a sidecar that was stopped at the end stays so
 	}
 	return d
 }

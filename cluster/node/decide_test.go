@@ -94,6 +94,7 @@ func TestDecide(t *testing.T) {
 		{"a sidecar that has started", pod(always, []string{"s*"}, "a"), view{"s": running()}, "start a"},
 		{"a sidecar that exits is restarted", pod(never, []string{"s*"}, "a"), view{"s": exited(0, time.Minute, time.Second), "a": running()}, "start s"},
 		{"a sidecar does not keep a pod alive", pod(never, []string{"s*"}, "a"), view{"s": running(), "a": exited(0, time.Minute, 0)}, "over"},
+		{"a sidecar that was stopped at the end stays so", pod(never, []string{"s*"}, "a"), view{"s": exited(137, time.Second, 0), "a": exited(0, time.Minute, 0)}, "over"},
 		{"a probe failed", pod(always, nil, "a"), view{"a": failingProbe("liveness")}, "kill a: liveness"},
 		{"the image was changed", pod(always, nil, "a"), view{"a": func() observed { o := running(); o.outdated = true; return o }()}, "kill a: Container definition changed, will be restarted"},
 		{"a new sandbox after a reboot", pod(always, []string{"i"}, "a"), view{

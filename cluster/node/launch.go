@@ -240,6 +240,13 @@ func (l launch) checkNonRoot(want *bool, user *int64) error {
 	return nil
 }
 
+// projects says whether a volume shows objects of the API: containers may not write to those.
+func (l launch) projects(volume string) bool {
+	return slices.ContainsFunc(l.pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == volume && (v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil)
+	})
+}
+
 // mounts adds the volume mounts, and the file for the termination message.
 func (l launch) mounts(s *container.Spec) error {
 	for _, m := range l.container.VolumeMounts {
@@ -257,7 +264,7 @@ func (l launch) mounts(s *container.Spec) error {
 				return fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, l.container.Name, err)
 			}
 		}
-		mount := container.Mount{Type: container.MountBind, Source: source, Target: m.MountPath, ReadOnly: m.ReadOnly, Populate: l.populates(m.Name)}
+		mount := container.Mount{Type: container.MountBind, Source: source, Target: m.MountPath, ReadOnly: m.ReadOnly || l.projects(m.Name), Populate: l.populates(m.Name)}
 		if m.MountPropagation != nil {
 			switch *m.MountPropagation {
 			case corev1.MountPropagationHostToContainer:

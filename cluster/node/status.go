@@ -163,7 +163,7 @@ func (p picture) terminated(info *container.Info) *corev1.ContainerStateTerminat
 	case s.ExitCode == 0:
 		t.Reason = "Completed"
 	case s.Error != "":
-		t.Reason, t.Message = "StartError", s.Error
+		t.Reason, t.ExitCode, t.Message = "StartError", 128, s.Error // the kubelet's code, not Docker's 127
 	}
 	return t
 }

@@ -325,6 +325,9 @@ func (m *Manager) startFailed(ctx context.Context, c *instance, conn *connection
 	if wasCreated {
 		st.Status = StatusCreated
 	}
+	if c.rec.Spec.Owner == OwnerNode {
+		st.FinishedAt = time.Now().UTC() // Docker's stays as it was, but pods tell this failure's age and wait from it
+	}
 	if err := writeState(c.dir, c.s); err != nil {
 		m.Log.Warn("state is not saved", "container", c.id, "error", err)
 	}
