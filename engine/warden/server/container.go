@@ -177,10 +177,7 @@ func (s *Server) start(conn *conn, c *container, spec *warden.ContainerSpec) (re
 
 // create makes the libcontainer container: nothing runs yet.
 func (c *container) create(b *specs.Spec) error {
-	if b.Process.OOMScoreAdj == nil {
-		zero := 0 // else it would inherit the warden's -999
-		b.Process.OOMScoreAdj = &zero
-	}
+	c.srv.raiseOOMScore(b.Process)
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: c.id, Spec: b})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)

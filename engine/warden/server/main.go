@@ -86,8 +86,8 @@ func serve(opts Options, ready int) error {
 	logrus.SetOutput(log) // libcontainer's
 	logrus.SetLevel(logrus.WarnLevel)
 	unix.Umask(0o022) // processes started by exec inherit it
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
-		opts.Log.Warn("the kernel may choose the warden when memory is short", "error", err)
+	if opts.OOMFloor, err = guardSelf("/proc/self/oom_score_adj"); err != nil || opts.OOMFloor > oomScoreWarden {
+		opts.Log.Warn("the kernel may choose the warden when memory is short", "score", opts.OOMFloor, "error", err)
 	}
 	if err := privateRoot(opts.RootDir); err != nil {
 		return fmt.Errorf("root directory %s: %w", opts.RootDir, err)

@@ -268,7 +268,7 @@ func (sb *sandbox) startInit() error {
 	sb.init = file(pidfd, "pidfd")
 	cmd.Process.Release() // close waits, by pidfd
 	// A wish: without it the kernel may take the pod's init when memory is short.
-	os.WriteFile("/proc/"+strconv.Itoa(sb.initPid)+"/oom_score_adj", []byte("-998"), 0)
+	os.WriteFile("/proc/"+strconv.Itoa(sb.initPid)+"/oom_score_adj", []byte(strconv.Itoa(oomScoreWarden+1)), 0)
 	f, err := os.Open("/proc/" + strconv.Itoa(sb.initPid) + "/ns/pid")
 	if err != nil {
 		return err

@@ -39,6 +39,7 @@ type Options struct {
 	StateDir string // records; on a tmpfs
 	RootDir  string // below it root file systems are mounted, unseen by the host; empty: no such place
 	Cgroup   string // the warden's own; empty: it stays where it is
+	OOMFloor int    // the lowest OOM score that this process may give to a container
 	Log      *slog.Logger
 	Ready    func() // called once connections are accepted; may be nil
 }
@@ -49,6 +50,7 @@ type Server struct {
 	log      *slog.Logger
 	instance string
 	oom      *oomWatcher
+	oomSaid  sync.Once // that scores are raised
 	listener *net.UnixListener
 
 	recoverOnce sync.Once
