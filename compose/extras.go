@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // extras are engine settings that pods have no field for: annotations that Slipway's node agent obeys.
@@ -19,6 +20,7 @@ func (t *translation) extras(s *types.ServiceConfig, annotations map[string]stri
 	for name, value := range s.Annotations {
 		annotations[name] = value
 	}
+	t.labels(s.Labels, "labels", annotations)
 	if s.Init != nil && *s.Init {
 		set("init", annotationInit, "true")
 	}
@@ -49,36 +51,99 @@ func (t *translation) extras(s *types.ServiceConfig, annotations map[string]stri
 	}
 }
 
+// labels become annotations: Docker's may hold anything, which labels of Kubernetes may not.
+func (t *translation) labels(labels types.Labels, field string, annotations map[string]string) {
+	for _, name := range sortedNames(labels) {
+		if problems := validation.IsQualifiedName(strings.ToLower(name)); len(problems) > 0 {
+			t.note("%s.%s is left out, since no annotation can be called so: %s", field, name, problems[0])
+			continue
+		}
+		annotations[name] = labels[name]
+	}
+}
+
 // refuse names every setting of the service that has no effect here.
 func (t *translation) refuse(s *types.ServiceConfig) {
-	present := []struct {
-		field string
-		set   bool
-	}{
-		{"blkio_config", s.BlkioConfig != nil}, {"cgroup_parent", s.CgroupParent != ""}, {"cpu_shares", s.CPUShares != 0},
-		{"cpu_quota", s.CPUQuota != 0}, {"cpu_period", s.CPUPeriod != 0}, {"cpu_rt_runtime", s.CPURTRuntime != 0},
-		{"credential_spec", s.CredentialSpec != nil}, {"device_cgroup_rules", len(s.DeviceCgroupRules) > 0},
-		{"devices", len(s.Devices) > 0}, {"domainname", s.DomainName != ""}, {"gpus", len(s.Gpus) > 0},
-		{"isolation", s.Isolation != ""}, {"logging", s.Logging != nil}, {"mac_address", s.MacAddress != ""},
-		{"mem_swappiness", s.MemSwappiness != 0}, {"memswap_limit", s.MemSwapLimit != 0},
-		{"oom_kill_disable", s.OomKillDisable}, {"oom_score_adj", s.OomScoreAdj != 0}, {"runtime", s.Runtime != ""},
-		{"storage_opt", len(s.StorageOpt) > 0}, {"userns_mode", s.UserNSMode != ""}, {"uts", s.Uts != ""},
-		{"volumes_from", len(s.VolumesFrom) > 0}, {"external_links", len(s.ExternalLinks) > 0}, {"models", len(s.Models) > 0},
-		{"provider", s.Provider != nil}, {"develop", s.Develop != nil}, {"pre_start", len(s.PreStart) > 0},
-		{"post_start", len(s.PostStart) > 0}, {"pre_stop", len(s.PreStop) > 0}, {"use_api_socket", s.UseAPISocket},
-		{"platform", s.Platform != "" && s.Build == nil},
-	}
-	for _, p := range present {
-		if p.set {
-			t.note("%s is not supported and has no effect", p.field)
+	for _, f := range append(noContainerSetting(s), noServiceSetting(s)...) {
+		if f.set {
+			t.note("%s is not supported and has no effect", f.name)
 		}
 	}
 	for _, name := range sortedNames(s.Networks) {
-		if n := s.Networks[name]; n != nil && (n.Ipv4Address != "" || n.Ipv6Address != "" || n.MacAddress != "" || len(n.LinkLocalIPs) > 0) {
+		n := s.Networks[name]
+		if n == nil {
+			continue
+		}
+		if n.Ipv4Address != "" || n.Ipv6Address != "" || n.MacAddress != "" || len(n.LinkLocalIPs) > 0 {
 			t.note("networks.%s: fixed addresses have no counterpart: addresses are the cluster's", name)
 		}
+		if len(n.DriverOpts) > 0 || n.InterfaceName != "" || n.Priority != 0 || n.GatewayPriority != 0 {
+			t.note("networks.%s: driver_opts, interface_name and priorities have no counterpart: a pod has one interface", name)
+		}
 	}
-	if s.Deploy != nil && (len(s.Deploy.Placement.Constraints) > 0 || len(s.Deploy.Placement.Preferences) > 0) {
-		t.note("deploy.placement is not supported and has no effect")
+	for _, p := range s.Ports {
+		if p.Mode == "host" {
+			t.note("ports: mode host of port %d is taken as ingress: the port leads to every replica", p.Target)
+		}
+	}
+	if s.Deploy != nil {
+		t.refuseDeploy(s.Deploy)
+	}
+}
+
+// setting is one that may have been made.
+type setting struct {
+	name string
+	set  bool
+}
+
+// noContainerSetting are those of the container that pods have no word for.
+func noContainerSetting(s *types.ServiceConfig) []setting {
+	return []setting{
+		{"blkio_config", s.BlkioConfig != nil}, {"cgroup", s.Cgroup != ""}, {"cgroup_parent", s.CgroupParent != ""},
+		{"cpu_count", s.CPUCount != 0}, {"cpu_percent", s.CPUPercent != 0},
+		{"cpu_shares", s.CPUShares != 0}, {"cpu_quota", s.CPUQuota != 0}, {"cpu_period", s.CPUPeriod != 0},
+		{"cpu_rt_period", s.CPURTPeriod != 0}, {"cpu_rt_runtime", s.CPURTRuntime != 0},
+		{"credential_spec", s.CredentialSpec != nil}, {"device_cgroup_rules", len(s.DeviceCgroupRules) > 0},
+		{"devices", len(s.Devices) > 0}, {"domainname", s.DomainName != ""}, {"gpus", len(s.Gpus) > 0},
+		{"isolation", s.Isolation != ""}, {"logging", s.Logging != nil}, {"log_driver", s.LogDriver != ""}, {"log_opt", len(s.LogOpt) > 0},
+		{"mac_address", s.MacAddress != ""}, {"mem_swappiness", s.MemSwappiness != 0}, {"memswap_limit", s.MemSwapLimit != 0},
+		{"oom_kill_disable", s.OomKillDisable}, {"oom_score_adj", s.OomScoreAdj != 0}, {"runtime", s.Runtime != ""},
+		{"storage_opt", len(s.StorageOpt) > 0}, {"umask", s.Umask != nil}, {"userns_mode", s.UserNSMode != ""}, {"uts", s.Uts != ""},
+		{"volume_driver", s.VolumeDriver != ""}, {"volumes_from", len(s.VolumesFrom) > 0},
+		{"platform", s.Platform != "" && s.Build == nil},
+	}
+}
+
+// noServiceSetting are those of the service.
+func noServiceSetting(s *types.ServiceConfig) []setting {
+	return []setting{
+		{"external_links", len(s.ExternalLinks) > 0}, {"models", len(s.Models) > 0}, {"net", s.Net != ""},
+		{"provider", s.Provider != nil}, {"develop", s.Develop != nil}, {"pre_start", len(s.PreStart) > 0},
+		{"post_start", len(s.PostStart) > 0}, {"pre_stop", len(s.PreStop) > 0}, {"use_api_socket", s.UseAPISocket},
+	}
+}
+
+func (t *translation) refuseDeploy(d *types.DeployConfig) {
+	p := d.Placement
+	present := []setting{
+		{"placement", len(p.Constraints)+len(p.Preferences) > 0 || p.MaxReplicas != 0},
+		{"endpoint_mode", d.EndpointMode != "" && d.EndpointMode != "vip"},
+		{"rollback_config", d.RollbackConfig != nil},
+	}
+	if u := d.UpdateConfig; u != nil {
+		present = append(present, setting{"update_config.monitor", u.Monitor != 0}, setting{"update_config.max_failure_ratio", u.MaxFailureRatio != 0})
+	}
+	if r := d.RestartPolicy; r != nil {
+		present = append(present, setting{"restart_policy.delay", r.Delay != nil}, setting{"restart_policy.window", r.Window != nil})
+	}
+	if r := d.Resources.Reservations; r != nil {
+		present = append(present, setting{"resources.reservations.devices", len(r.Devices) > 0},
+			setting{"resources.reservations.generic_resources", len(r.GenericResources) > 0})
+	}
+	for _, f := range present {
+		if f.set {
+			t.note("deploy.%s is not supported and has no effect", f.name)
+		}
 	}
 }

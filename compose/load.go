@@ -48,7 +48,7 @@ func Load(ctx context.Context, s Source) (*types.Project, error) {
 	case errors.Is(err, composeerrors.ErrNotFound) && len(s.Files) == 0:
 		return nil, fmt.Errorf("no compose.yaml in %s or above: write one, or name one with -f", orCurrent(dir))
 	case err != nil:
-		return nil, err
+		return nil, inFiles(opts.ConfigPaths, err)
 	case len(p.Services) == 0:
 		return nil, fmt.Errorf("%s: no service is selected: check services and --profile", strings.Join(p.ComposeFiles, ", "))
 	}
@@ -63,4 +63,14 @@ func orCurrent(dir string) string {
 		return abs
 	}
 	return dir
+}
+
+// inFiles names the files in an error that names none of them.
+func inFiles(files []string, err error) error {
+	for _, f := range files {
+		if strings.Contains(err.Error(), f) {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: %w", strings.Join(files, ", "), err)
 }

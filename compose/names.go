@@ -18,16 +18,17 @@ const (
 	labelNetwork   = "network.slipway.dev/" // + network name: the pod is on it
 	labelInternal  = "network.slipway.dev.internal"
 
-	annotationAllPorts  = "slipway.dev/all-ports"   // a Service forwards every port
-	annotationHostIP    = "slipway.dev/host-ip"     // host addresses that a LoadBalancer binds
-	annotationAliases   = "slipway.dev/dns-aliases" // names that no Service may have
-	annotationInit      = "slipway.dev/init"        // a tiny init as process 1
-	annotationSignal    = "slipway.dev/stop-signal" //
-	annotationUlimits   = "slipway.dev/ulimits"     // name=soft:hard,…
-	annotationPids      = "slipway.dev/pids-limit"  //
-	annotationPopulate  = "slipway.dev/populate"    // volumes that start with the image's content
-	annotationCPUSet    = "slipway.dev/cpuset"      //
-	annotationPublished = "slipway.dev/published"   // on Services for published ports
+	annotationAllPorts  = "slipway.dev/all-ports"      // a Service forwards every port
+	annotationHostIP    = "slipway.dev/host-ip"        // host addresses that a LoadBalancer binds
+	annotationAliases   = "slipway.dev/dns-aliases"    // names that no Service may have
+	annotationInit      = "slipway.dev/init"           // a tiny init as process 1
+	annotationSignal    = "slipway.dev/stop-signal"    //
+	annotationUlimits   = "slipway.dev/ulimits"        // name=soft:hard,…
+	annotationPids      = "slipway.dev/pids-limit"     //
+	annotationPopulate  = "slipway.dev/populate"       // volumes that start with the image's content
+	annotationCPUSet    = "slipway.dev/cpuset"         //
+	annotationRestart   = "slipway.dev/restarted-with" // content of the services that a pod is restarted with
+	annotationPublished = "slipway.dev/published"      // on Services for published ports
 
 	managedBy = "slipway"
 )
@@ -43,11 +44,14 @@ func LegalName(name string) string {
 		}
 	}
 	s := strings.Trim(b.String(), "-")
-	if len(s) > 0 && s[0] >= '0' && s[0] <= '9' {
+	switch {
+	case s == "":
+		s = "s-" + hash([]byte(name))
+	case s[0] >= '0' && s[0] <= '9':
 		s = "s-" + s // Service names begin with a letter
 	}
-	if len(s) > 63 || s == "" {
-		s = strings.Trim(s[:min(len(s), 52)]+"-"+hash([]byte(name)), "-")
+	if len(s) > 63 {
+		s = strings.TrimRight(s[:52], "-") + "-" + hash([]byte(name))
 	}
 	return s
 }

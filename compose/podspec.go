@@ -131,9 +131,6 @@ func (t *translation) resources(s *types.ServiceConfig) corev1.ResourceRequireme
 		if r := s.Deploy.Resources.Reservations; r != nil {
 			cpu(requests, float64(r.NanoCPUs))
 			memory(requests, r.MemoryBytes)
-			if len(r.Devices) > 0 {
-				t.note("deploy.resources.reservations.devices is not supported")
-			}
 		}
 	}
 	for name := range limits {
@@ -179,12 +176,18 @@ func (t *translation) security(s *types.ServiceConfig) *corev1.SecurityContext {
 			t.note("security_opt %q is not supported", o)
 		}
 	}
-	if user := t.Images[s.Name].User; user != "" && s.User != "" {
-		uid, gid, _ := strings.Cut(user, ":")
+	if s.User != "" {
+		user := t.Images[s.Name].User
+		if user == "" {
+			user = s.User
+		}
+		uid, gid, hasGroup := strings.Cut(user, ":")
 		if n, err := strconv.ParseInt(uid, 10, 64); err == nil {
 			sc.RunAsUser, used = &n, true
+		} else {
+			t.note("user %q is left out: its number is not known without the image", s.User)
 		}
-		if n, err := strconv.ParseInt(gid, 10, 64); err == nil && gid != "" {
+		if n, err := strconv.ParseInt(gid, 10, 64); err == nil && hasGroup {
 			sc.RunAsGroup, used = &n, true
 		}
 	}
@@ -227,18 +230,22 @@ func (t *translation) namespaces(s *types.ServiceConfig, pod *corev1.PodSpec) er
 	case strings.HasPrefix(s.NetworkMode, "service:"), strings.HasPrefix(s.NetworkMode, "container:"):
 		return fmt.Errorf("network_mode %q is not supported: give the service a network", s.NetworkMode)
 	}
-	for key, mode := range map[string]string{"pid": s.Pid, "ipc": s.Ipc} {
-		switch {
-		case mode == "host" && key == "pid":
-			pod.HostPID = true
-		case mode == "host":
-			pod.HostIPC = true
-		case mode == "" || mode == "private" || mode == "shareable":
-		default:
-			return fmt.Errorf("%s %q is not supported: use host, or leave it out", key, mode)
-		}
+	var err error
+	if pod.HostPID, err = sharesHost("pid", s.Pid); err != nil {
+		return err
 	}
-	return nil
+	pod.HostIPC, err = sharesHost("ipc", s.Ipc)
+	return err
+}
+
+func sharesHost(key, mode string) (bool, error) {
+	switch mode {
+	case "host":
+		return true, nil
+	case "", "private", "shareable":
+		return false, nil
+	}
+	return false, fmt.Errorf("%s %q is not supported: use host, or leave it out", key, mode)
 }
 
 func (t *translation) hostAliases(s *types.ServiceConfig) []corev1.HostAlias {

@@ -44,6 +44,12 @@ func (t *translation) networkPolicy(name string) {
 	for _, opt := range sortedNames(n.DriverOpts) {
 		t.note("network %s: driver_opts.%s has no counterpart", name, opt)
 	}
+	if n.Driver != "" && n.Driver != "bridge" && n.Driver != "overlay" && !bool(n.External) {
+		t.note("network %s: driver %s has no counterpart: it is a network of the cluster", name, n.Driver)
+	}
+	if n.EnableIPv6 != nil && *n.EnableIPv6 {
+		t.note("network %s: enable_ipv6 has no effect: addresses are the cluster's", name)
+	}
 	onNetwork := map[string]string{labelNetwork + LegalName(name): "true"}
 	peers := []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: onNetwork}}}
 	t.add(t.policy("network-"+LegalName(name), networkingv1.NetworkPolicySpec{

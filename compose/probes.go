@@ -43,10 +43,10 @@ func (t *translation) probes(s *types.ServiceConfig, c *corev1.Container) error 
 		FailureThreshold: retries,
 	}
 	start := probe
-	start.PeriodSeconds = 1
+	start.PeriodSeconds = t.seconds("healthcheck.start_interval", orDefault(h.StartInterval, time.Second))
 	// As long as Docker would wait before it calls the container unhealthy.
 	patience := orDefault(h.StartPeriod, 0) + time.Duration(retries)*interval
-	start.FailureThreshold = max(int32(patience/time.Second), retries, 1)
+	start.FailureThreshold = max(int32(patience/time.Second)/start.PeriodSeconds, retries, 1)
 	ready, live := probe, probe
 	c.StartupProbe, c.ReadinessProbe, c.LivenessProbe = &start, &ready, &live
 	return nil
@@ -69,6 +69,9 @@ func merged(own, image *types.HealthCheckConfig) *types.HealthCheckConfig {
 	}
 	if own.StartPeriod != nil {
 		h.StartPeriod = own.StartPeriod
+	}
+	if own.StartInterval != nil {
+		h.StartInterval = own.StartInterval
 	}
 	return &h
 }

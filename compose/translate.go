@@ -99,6 +99,9 @@ func Translate(in Input) (*Plan, error) {
 			return nil, fmt.Errorf("service %q: %w", name, err)
 		}
 	}
+	if err := t.restartDependants(); err != nil {
+		return nil, err
+	}
 	t.policies()
 	sort.Strings(t.plan.Notes)
 	t.plan.Notes = slices.Compact(t.plan.Notes)

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/docker/go-units"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -181,10 +182,7 @@ func (t *translation) mounts(s *types.ServiceConfig, pod *corev1.PodSpec, c *cor
 	}
 	for _, spec := range s.Tmpfs {
 		target, options, _ := strings.Cut(spec, ":")
-		m.mount("tmpfs", corev1.VolumeSource{EmptyDir: memory(0)}, corev1.VolumeMount{MountPath: target})
-		if options != "" {
-			t.note("tmpfs %s: options %q are not supported", target, options)
-		}
+		m.mount("tmpfs", corev1.VolumeSource{EmptyDir: memory(t.tmpfsSize(target, options))}, corev1.VolumeMount{MountPath: target})
 	}
 	if s.ShmSize > 0 {
 		m.mount("shm", corev1.VolumeSource{EmptyDir: memory(int64(s.ShmSize))}, corev1.VolumeMount{MountPath: "/dev/shm"})
@@ -211,11 +209,30 @@ func (t *translation) mounts(s *types.ServiceConfig, pod *corev1.PodSpec, c *cor
 	}
 	if len(m.populate) > 0 {
 		annotations[annotationPopulate] = strings.Join(m.populate, ",")
+		if !t.Slipway {
+			t.note("volumes start empty on other clusters, without what the image has in their place")
+		}
 	}
 	if m.pinned {
 		t.pin(pod)
 	}
 	return nil
+}
+
+// tmpfsSize finds the size among the options of a mount.
+func (t *translation) tmpfsSize(target, options string) (size int64) {
+	for _, o := range strings.Split(options, ",") {
+		if text, ok := strings.CutPrefix(o, "size="); ok {
+			if n, err := units.RAMInBytes(text); err == nil {
+				size = n
+				continue
+			}
+		}
+		if o != "" {
+			t.note("tmpfs %s: option %q is not supported and has no effect", target, o)
+		}
+	}
+	return size
 }
 
 func memory(limit int64) *corev1.EmptyDirVolumeSource {
@@ -287,6 +304,9 @@ func (m *mounter) volume(s *types.ServiceConfig, v types.ServiceVolumeConfig) er
 		size := int64(0)
 		if v.Tmpfs != nil {
 			size = int64(v.Tmpfs.Size)
+			if v.Tmpfs.Mode != 0 {
+				m.t.note("volume %s: tmpfs.mode is not supported and has no effect", v.Target)
+			}
 		}
 		m.mount("tmpfs", corev1.VolumeSource{EmptyDir: memory(size)}, at)
 	case types.VolumeTypeBind:
@@ -303,6 +323,9 @@ func (m *mounter) volume(s *types.ServiceConfig, v types.ServiceVolumeConfig) er
 				return err
 			}
 			at.MountPropagation = p
+		}
+		if v.Bind != nil && (v.Bind.SELinux != "" || v.Bind.Recursive != "") {
+			m.t.note("volume %s: bind.selinux and bind.recursive are not supported and have no effect", v.Target)
 		}
 		m.pinned = true
 		m.mount("bind", corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: v.Source, Type: &kind}}, at)
@@ -344,7 +367,7 @@ func propagation(mode string) (*corev1.MountPropagationMode, error) {
 	case "rshared", "shared":
 		p = corev1.MountPropagationBidirectional
 	default:
-		return nil, fmt.Errorf("bind.propagation %q is unknown", mode)
+		return nil, fmt.Errorf("bind.propagation %q is unknown: use private, slave or shared, or one of these with an r before it", mode)
 	}
 	return &p, nil
 }

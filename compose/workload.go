@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -25,12 +26,17 @@ func (t *translation) workload(s *types.ServiceConfig, pod corev1.PodSpec, annot
 		return nil, fmt.Errorf("container_name %q allows one replica only, not %d", s.ContainerName, n)
 	}
 	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: t.podLabels(s), Annotations: annotations}, Spec: pod}
+	meta := t.meta(LegalName(s.Name), s.Name)
+	if s.Deploy != nil && len(s.Deploy.Labels) > 0 {
+		meta.Annotations = map[string]string{}
+		t.labels(s.Deploy.Labels, "deploy.labels", meta.Annotations)
+	}
 	if t.jobs[s.Name] {
-		return t.job(s, template, n)
+		return t.job(s, meta, template, n)
 	}
 	d := &appsv1.Deployment{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
-		ObjectMeta: t.meta(LegalName(s.Name), s.Name),
+		ObjectMeta: meta,
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: selector(s.Name)}, Template: template,
 			Strategy: t.strategy(s),
@@ -82,7 +88,7 @@ func (t *translation) writesVolume(s *types.ServiceConfig) bool {
 	return false
 }
 
-func (t *translation) job(s *types.ServiceConfig, template corev1.PodTemplateSpec, n int32) (Object, error) {
+func (t *translation) job(s *types.ServiceConfig, meta metav1.ObjectMeta, template corev1.PodTemplateSpec, n int32) (Object, error) {
 	template.Spec.RestartPolicy = corev1.RestartPolicyNever
 	retries := int32(0)
 	condition, attempts := s.Restart, uint64(0)
@@ -95,7 +101,7 @@ func (t *translation) job(s *types.ServiceConfig, template corev1.PodTemplateSpe
 	if name, count, found := strings.Cut(condition, ":"); found {
 		limit, err := strconv.ParseUint(count, 10, 31)
 		if err != nil {
-			return nil, fmt.Errorf("restart %q: the number of retries: %w", condition, err)
+			return nil, fmt.Errorf("restart %q: %q is not a number of retries", condition, count)
 		}
 		condition, attempts = name, limit
 	}
@@ -111,7 +117,7 @@ func (t *translation) job(s *types.ServiceConfig, template corev1.PodTemplateSpe
 	}
 	return &batchv1.Job{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"},
-		ObjectMeta: t.meta(LegalName(s.Name), s.Name),
+		ObjectMeta: meta,
 		Spec:       batchv1.JobSpec{Parallelism: &n, Completions: &n, BackoffLimit: &retries, Template: template},
 	}, nil
 }
@@ -135,4 +141,50 @@ func (t *translation) podLabels(s *types.ServiceConfig) map[string]string {
 		labels[labelInternal] = "true"
 	}
 	return labels
+}
+
+// restartDependants makes `depends_on: {restart: true}` true: a pod template carries the content of those that it is to
+// be restarted with, so that their change is its change.
+func (t *translation) restartDependants() error {
+	templates := map[string]*corev1.PodTemplateSpec{}
+	for _, w := range t.plan.Workloads {
+		switch o := w.Object.(type) {
+		case *appsv1.Deployment:
+			templates[w.Service] = &o.Spec.Template
+		case *batchv1.Job:
+			templates[w.Service] = &o.Spec.Template
+		}
+	}
+	done := map[string]bool{}
+	var visit func(service string) error
+	visit = func(service string) error { // dependencies first; compose-go has refused cycles
+		if done[service] || templates[service] == nil {
+			return nil
+		}
+		done[service] = true
+		var content [][]byte
+		for _, dep := range sortedNames(t.Project.Services[service].DependsOn) {
+			if !t.Project.Services[service].DependsOn[dep].Restart || templates[dep] == nil {
+				continue
+			}
+			if err := visit(dep); err != nil {
+				return err
+			}
+			raw, err := json.Marshal(templates[dep])
+			if err != nil {
+				return err
+			}
+			content = append(content, raw)
+		}
+		if len(content) > 0 {
+			templates[service].Annotations[annotationRestart] = hash(content...)
+		}
+		return nil
+	}
+	for _, w := range t.plan.Workloads {
+		if err := visit(w.Service); err != nil {
+			return err
+		}
+	}
+	return nil
 }
