@@ -297,3 +297,13 @@ func get(t *testing.T, url string) string {
 	check(t, err)
 	return string(body)
 }
+
+// contains is says for what may take a moment.
+func contains(text string, want ...string) error {
+	for _, w := range want {
+		if !strings.Contains(narrow(text), narrow(w)) {
+			return fmt.Errorf("%q is missing in:\n%s", w, text)
+		}
+	}
+	return nil
+}
