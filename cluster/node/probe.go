@@ -201,7 +201,12 @@ func (p *prober) once(ctx context.Context, probe *corev1.Probe) (message string,
 	defer cancel()
 	switch {
 	case probe.Exec != nil:
-		res, err := p.exec.ExecRun(ctx, p.id, container.ExecSpec{Cmd: probe.Exec.Command}, probeOutput)
+		// References see what the container's list of variables says literally, as the kubelet's do.
+		values := map[string]string{}
+		for _, e := range p.container.Env {
+			values[e.Name] = e.Value
+		}
+		res, err := p.exec.ExecRun(ctx, p.id, container.ExecSpec{Cmd: expand(probe.Exec.Command, values)}, probeOutput)
 		switch {
 		case ctx.Err() != nil:
 			return fmt.Sprintf("command timed out: %q timed out after %s", strings.Join(probe.Exec.Command, " "), time.Duration(probe.TimeoutSeconds)*time.Second), ctx.Err()
