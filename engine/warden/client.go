@@ -63,6 +63,9 @@ var errLost = errors.New("the connection to the warden was lost")
 // errClosed is the cause of everything that ends with Close.
 var errClosed = errors.New("the warden client is closed")
 
+// errShutDown is the cause after Shutdown.
+var errShutDown = errors.New("the warden was shut down")
+
 // Connect dials the warden, and starts it when there is none. Afterwards all that it holds is held here, too.
 func Connect(ctx context.Context, opts Options) (*Client, error) {
 	if opts.Log == nil {
@@ -116,7 +119,7 @@ func (c *Client) keepConnected(lost <-chan struct{}) {
 		case <-c.ctx.Done():
 			return
 		}
-		if c.isLeaving() {
+		if c.isLeaving() || c.ctx.Err() != nil {
 			return
 		}
 		c.log.Warn("the connection to the warden was lost: restoring it")
@@ -320,6 +323,9 @@ var repeatable = map[string]bool{
 
 // await waits until requests may be sent.
 func (c *Client) await(ctx context.Context) error {
+	if c.ctx.Err() != nil {
+		return unavailable(context.Cause(c.ctx))
+	}
 	c.mu.Lock()
 	ready := c.ready
 	c.mu.Unlock()
@@ -329,7 +335,7 @@ func (c *Client) await(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-c.ctx.Done():
-		return unavailable(errClosed)
+		return unavailable(context.Cause(c.ctx))
 	}
 }
 
@@ -432,19 +438,31 @@ func (c *Client) isLeaving() bool {
 	return c.leaving
 }
 
-// Shutdown ends an idle warden. One that still has containers refuses. Afterwards the client can only be closed.
+// Shutdown ends an idle warden, and returns when its process has ended. One that still has containers refuses. Afterwards
+// the client can only be closed: every other call is errdefs.ErrUnavailable.
 func (c *Client) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.leaving = true
+	pid := c.hello.Pid
 	c.mu.Unlock()
-	err := c.call(ctx, MethodShutdown, Target{}, nil, nil)
-	if err == nil || errors.Is(err, errLost) {
-		os.Remove(c.opts.Socket)
-		c.cancel(errClosed) // a later call would wait for a warden that nobody starts
-		return nil
+	end, err := watchEnd(pid) // before it may end, and its number become another's
+	if err == nil {
+		defer end.Close()
+		err = c.call(ctx, MethodShutdown, Target{}, nil, nil)
 	}
-	c.mu.Lock()
-	c.leaving = false
-	c.mu.Unlock()
-	return fmt.Errorf("shut down the warden: %w", err)
+	if err != nil && !errors.Is(err, errLost) {
+		c.mu.Lock()
+		c.leaving = false
+		c.mu.Unlock()
+		return fmt.Errorf("shut down the warden: %w", err)
+	}
+	c.cancel(errShutDown) // a later call would wait for a warden that nobody starts
+	c.disconnect()
+	if err := end.wait(ctx); err != nil {
+		return fmt.Errorf("shut down the warden: process %d has not ended: %w", pid, err)
+	}
+	if err := os.Remove(c.opts.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("shut down the warden: %w", err)
+	}
+	return nil
 }
