@@ -60,6 +60,12 @@ func (d *daemon) openEngine(ctx context.Context) error {
 		return fmt.Errorf("warden: %w", err)
 	}
 	d.closers.add("warden", func(context.Context) error { return e.warden.Close() })
+	if d.Init == "" {
+		d.Init = filepath.Join(d.DataDir, "init")
+		if err := warden.InstallInit(d.Warden, d.Init); err != nil {
+			return err
+		}
+	}
 	var rooms errgroup.Group
 	rooms.Go(func() (err error) {
 		e.images, err = image.Open(ctx, image.Options{

@@ -30,7 +30,7 @@ type Options struct {
 	APIPort      int    // 0: any free one
 	RegistryPort int    // 0: any free one
 	Warden       string // the slipway-warden program
-	Init         string // the program that --init runs as process 1
+	Init         string // the program that --init runs as process 1; empty: the warden's own
 	HostPolicy   bool   // other tools' firewalls are not asked to let our traffic through
 	Log          *slog.Logger
 	// Ready, when not nil, is called once everything is served.
