@@ -1,0 +1,133 @@
+package apply
+
+import (
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// podOf is a pod of service web with one container in the given state.
+func podOf(phase corev1.PodPhase, ready bool, s corev1.ContainerStatus) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web-1", Labels: map[string]string{labelName: "web"}}}
+	p.Status = corev1.PodStatus{Phase: phase, ContainerStatuses: []corev1.ContainerStatus{s}}
+	if ready {
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	}
+	return p
+}
+
+func waiting(reason, message string) corev1.ContainerStatus {
+	return corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}}
+}
+
+func terminated(code int32) corev1.ContainerStatus {
+	return corev1.ContainerStatus{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code}}}
+}
+
+func TestTrouble(t *testing.T) {
+	crash := waiting("CrashLoopBackOff", "back-off 10s restarting failed container")
+	crash.RestartCount = 4
+	crash.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 2}
+	oom := waiting("CrashLoopBackOff", "")
+	oom.RestartCount = 1
+	oom.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}
+	unschedulable := podOf(corev1.PodPending, false, corev1.ContainerStatus{})
+	unschedulable.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/1 nodes are available: 1 Insufficient memory."}}
+	leaving := podOf(corev1.PodPending, false, crash)
+	leaving.DeletionTimestamp = &metav1.Time{}
+	for _, tt := range []struct {
+		name string
+		pod  *corev1.Pod
+		want string
+	}{
+		{"starting", podOf(corev1.PodPending, false, waiting("ContainerCreating", "")), ""},
+		{"image", podOf(corev1.PodPending, false, waiting("ErrImagePull", "no such host\nand more")), "ErrImagePull: no such host"},
+		{"crash", podOf(corev1.PodRunning, false, crash), "it exits with code 2 (4 restarts): see `slipway logs web`"},
+		{"memory", podOf(corev1.PodRunning, false, oom), "it runs out of memory (1 restarts): see `slipway logs web`"},
+		{"unschedulable", unschedulable, "0/1 nodes are available: 1 Insufficient memory."},
+		{"leaving", leaving, ""},
+	} {
+		tr := &tracker{pods: map[string]*corev1.Pod{"p": tt.pod}}
+		if got := tr.trouble("web"); got != tt.want {
+			t.Errorf("%s: trouble %q; want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestDeploymentState(t *testing.T) {
+	two := int32(2)
+	for _, tt := range []struct {
+		name       string
+		status     appsv1.DeploymentStatus
+		generation int64
+		pods       []*corev1.Pod
+		want       state
+	}{
+		{"not observed yet", appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, 2, nil, state{want: 2, ready: 2}},
+		{"all there", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, 2, nil, state{want: 2, ready: 2, started: true, healthy: true}},
+		{"an old one left", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 2, AvailableReplicas: 3}, 2, nil, state{want: 2, ready: 3, updating: true}},
+		{"running, not ready", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2}, 2,
+			[]*corev1.Pod{podOf(corev1.PodRunning, false, corev1.ContainerStatus{}), podOf(corev1.PodRunning, false, corev1.ContainerStatus{})}, state{want: 2, started: true}},
+	} {
+		tr := &tracker{pods: map[string]*corev1.Pod{}}
+		for i, p := range tt.pods {
+			tr.pods[string(rune('a'+i))] = p
+		}
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web", Generation: 2}, Spec: appsv1.DeploymentSpec{Replicas: &two}, Status: tt.status}
+		if got := tr.deployment(d, tt.generation); got != tt.want {
+			t.Errorf("%s: %+v; want %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestJobState(t *testing.T) {
+	condition := func(kind batchv1.JobConditionType) batchv1.JobStatus {
+		return batchv1.JobStatus{Conditions: []batchv1.JobCondition{{Type: kind, Status: corev1.ConditionTrue, Message: "enough"}}}
+	}
+	for _, tt := range []struct {
+		name   string
+		status batchv1.JobStatus
+		pod    *corev1.Pod
+		want   state
+	}{
+		{"complete", condition(batchv1.JobComplete), nil, state{want: 1, started: true, healthy: true, completed: true}},
+		{"failed", condition(batchv1.JobFailed), podOf(corev1.PodFailed, false, terminated(7)), state{want: 1, failed: "it did not complete: enough (exit code 7): see `slipway logs web`"}},
+		{"running", batchv1.JobStatus{}, podOf(corev1.PodRunning, false, corev1.ContainerStatus{}), state{want: 1, started: true}},
+		{"ready", batchv1.JobStatus{}, podOf(corev1.PodRunning, true, corev1.ContainerStatus{}), state{want: 1, started: true, healthy: true}},
+	} {
+		tr := &tracker{pods: map[string]*corev1.Pod{}}
+		if tt.pod != nil {
+			tr.pods["p"] = tt.pod
+		}
+		if got := tr.job(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Status: tt.status}); got != tt.want {
+			t.Errorf("%s: %+v; want %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestPodStatus(t *testing.T) {
+	probed := podOf(corev1.PodRunning, true, corev1.ContainerStatus{})
+	probed.Spec.Containers = []corev1.Container{{ReadinessProbe: &corev1.Probe{}}}
+	leaving := podOf(corev1.PodRunning, true, corev1.ContainerStatus{})
+	leaving.DeletionTimestamp = &metav1.Time{}
+	for _, tt := range []struct {
+		pod  *corev1.Pod
+		want string
+	}{
+		{podOf(corev1.PodPending, false, waiting("ContainerCreating", "")), "pending"},
+		{podOf(corev1.PodPending, false, waiting("ImagePullBackOff", "")), "ImagePullBackOff"},
+		{podOf(corev1.PodRunning, false, corev1.ContainerStatus{}), "running (not ready)"},
+		{podOf(corev1.PodRunning, true, corev1.ContainerStatus{}), "running"},
+		{probed, "running (healthy)"},
+		{podOf(corev1.PodSucceeded, false, terminated(0)), "exited (0)"},
+		{podOf(corev1.PodFailed, false, terminated(3)), "exited (3)"},
+		{leaving, "stopping"},
+	} {
+		if got := podStatus(tt.pod); got != tt.want {
+			t.Errorf("status of %+v is %q; want %q", tt.pod.Status, got, tt.want)
+		}
+	}
+}
