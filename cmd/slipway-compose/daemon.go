@@ -97,10 +97,6 @@ func (a *app) startDaemon(ctx context.Context) error {
 
 // teardown becomes `slipwayd --teardown`: it returns only with an error.
 func (a *app) teardown() error {
-	path, err := program("slipwayd")
-	if err != nil {
-		return err
-	}
 	args := []string{"slipwayd", "--teardown", "--run-dir", a.runDirectory()}
 	if _, err := readRecord(a.runDirectory()); err != nil {
 		if data := os.Getenv("SLIPWAY_DATA_DIR"); data != "" {
@@ -108,6 +104,10 @@ func (a *app) teardown() error {
 		} else if a.runDirectory() != defaultRunDir {
 			return fmt.Errorf("%s: no daemon ran here: nothing to take down", a.runDirectory())
 		}
+	}
+	path, err := program("slipwayd")
+	if err != nil {
+		return err
 	}
 	if err := syscall.Exec(path, args, os.Environ()); err != nil {
 		return fmt.Errorf("run %s: %w", path, err)

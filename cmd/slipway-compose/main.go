@@ -100,6 +100,13 @@ restarted when they fail, a changed image or configuration is a rolling update, 
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 		TraverseChildren: true, // global flags come before the verb: after it, -f is the verb's
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q for a project: see slipway --help", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	f := root.Flags()
 	f.StringArrayVarP(&a.source.files, "file", "f", nil, "Compose `FILE` (repeatable; default compose.yaml and compose.override.yaml)")
