@@ -179,6 +179,21 @@ func restarts(policy corev1.RestartPolicy, exitCode int) bool {
 	}
 }
 
+// willRestart says whether a container that exited with a code is to run again. An init container that
+// has succeeded is done, whatever its pod's policy says.
+func willRestart(pod *corev1.Pod, name string, exitCode int) bool {
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		if c.Name == name && !isSidecar(c) {
+			return exitCode != 0 && pod.Spec.RestartPolicy != corev1.RestartPolicyNever
+		}
+	}
+	if c := findContainer(pod, name); c != nil {
+		return restarts(restartPolicy(pod, c), exitCode)
+	}
+	return false
+}
+
 // nextBackOff is the wait before the restart that follows an exit, given the number of restarts
 // so far, the wait before the attempt that exited, and how long it ran.
 func nextBackOff(restarts int, before, ran time.Duration) time.Duration {

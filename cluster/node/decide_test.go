@@ -132,3 +132,25 @@ func TestNextBackOff(t *testing.T) {
 		t.Errorf("after ten good minutes a restart waits %s; want none", got)
 	}
 }
+
+func TestWillRestart(t *testing.T) {
+	for _, tt := range []struct {
+		policy corev1.RestartPolicy
+		name   string
+		code   int
+		want   bool
+	}{
+		{corev1.RestartPolicyAlways, "i", 0, false}, // done, also after a failure before
+		{corev1.RestartPolicyAlways, "i", 1, true},
+		{corev1.RestartPolicyNever, "i", 1, false},
+		{corev1.RestartPolicyNever, "s", 0, true},
+		{corev1.RestartPolicyAlways, "a", 0, true},
+		{corev1.RestartPolicyOnFailure, "a", 0, false},
+		{corev1.RestartPolicyOnFailure, "a", 1, true},
+		{corev1.RestartPolicyAlways, "ghost", 1, false},
+	} {
+		if got := willRestart(pod(tt.policy, []string{"i", "s*"}, "a"), tt.name, tt.code); got != tt.want {
+			t.Errorf("willRestart(%s, %s, exit code %d) = %v; want %v", tt.policy, tt.name, tt.code, got, tt.want)
+		}
+	}
+}

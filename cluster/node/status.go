@@ -69,21 +69,31 @@ func (p picture) phase(st *corev1.PodStatus) corev1.PodPhase {
 		return corev1.PodFailed
 	}
 	if p.over {
-		for _, list := range [][]corev1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
-			for _, c := range list {
-				if t := c.State.Terminated; t != nil && t.ExitCode != 0 && !p.sidecar(c.Name) {
-					return corev1.PodFailed
-				}
-			}
+		return p.end(st)
+	}
+	// One container that never ran keeps the whole pod pending, as the kubelet counts.
+	for _, c := range st.ContainerStatuses {
+		if c.State.Waiting != nil && c.LastTerminationState.Terminated == nil {
+			return corev1.PodPending
 		}
-		return corev1.PodSucceeded
+	}
+	return corev1.PodRunning
+}
+
+// end is the phase of a pod in which nothing will run again. Only one whose containers all ran to a good
+// end has succeeded: a job would count one that was deleted before it began.
+func (p picture) end(st *corev1.PodStatus) corev1.PodPhase {
+	for _, c := range st.InitContainerStatuses {
+		if t := c.State.Terminated; t != nil && t.ExitCode != 0 && !p.sidecar(c.Name) {
+			return corev1.PodFailed
+		}
 	}
 	for _, c := range st.ContainerStatuses {
-		if c.State.Running != nil || c.LastTerminationState.Terminated != nil || c.State.Terminated != nil {
-			return corev1.PodRunning
+		if t := c.State.Terminated; t == nil || t.ExitCode != 0 {
+			return corev1.PodFailed
 		}
 	}
-	return corev1.PodPending
+	return corev1.PodSucceeded
 }
 
 func (p picture) sidecar(name string) bool {
@@ -122,10 +132,7 @@ func (p picture) container(c *corev1.Container, init bool) corev1.ContainerStatu
 	case o.running():
 		cs.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(o.current.State.StartedAt.Truncate(time.Second))}
 		started = o.started
-		cs.Ready = o.ready || (init && !isSidecar(c))
-		if init && !isSidecar(c) {
-			cs.Ready = false
-		}
+		cs.Ready = o.ready && (!init || isSidecar(c))
 	case waits && !p.over:
 		cs.State.Waiting = &corev1.ContainerStateWaiting{Reason: w.reason, Message: w.message}
 		if o.exited() {
@@ -134,13 +141,13 @@ func (p picture) container(c *corev1.Container, init bool) corev1.ContainerStatu
 	case o.exited():
 		cs.State.Terminated = p.terminated(o.current)
 		cs.Ready = init && o.current.State.ExitCode == 0
+	case p.over && len(p.pod.Spec.InitContainers) == 0:
+		cs.State.Terminated = &corev1.ContainerStateTerminated{
+			Reason: "ContainerStatusUnknown", ExitCode: 137, Message: "The container could not be located when the pod was terminated"}
 	default:
 		reason := "ContainerCreating"
 		if len(p.pod.Spec.InitContainers) > 0 {
 			reason = "PodInitializing"
-		}
-		if p.over {
-			reason = "ContainerStatusUnknown"
 		}
 		cs.State.Waiting = &corev1.ContainerStateWaiting{Reason: reason}
 	}
@@ -176,7 +183,7 @@ func (p picture) conditions(st *corev1.PodStatus, now time.Time) {
 		if ok {
 			c.Status, c.Reason, c.Message = corev1.ConditionTrue, "", ""
 		}
-		if ended && reason == "" && ok && (kind == corev1.PodInitialized || kind == corev1.PodScheduled) {
+		if ok && kind == corev1.PodInitialized && st.Phase == corev1.PodSucceeded {
 			c.Reason = "PodCompleted"
 		}
 		setCondition(st, c, now)
@@ -193,6 +200,11 @@ func (p picture) conditions(st *corev1.PodStatus, now time.Time) {
 	}
 	set(corev1.PodInitialized, len(uninit) == 0, "ContainersNotInitialized", "containers with incomplete status: ["+strings.Join(uninit, " ")+"]")
 	var unready []string
+	for i, c := range st.InitContainerStatuses {
+		if isSidecar(&p.pod.Spec.InitContainers[i]) && !c.Ready {
+			unready = append(unready, c.Name)
+		}
+	}
 	for _, c := range st.ContainerStatuses {
 		if !c.Ready {
 			unready = append(unready, c.Name)

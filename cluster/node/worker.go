@@ -274,20 +274,13 @@ func fieldPath(pod *corev1.Pod, name string) string {
 // backOffs says why containers that exited are not running again yet.
 func (w *worker) backOffs(pod *corev1.Pod, v view) {
 	for name, o := range v {
-		if o.exited() && !o.stale && o.backOff > 0 && restarts(policyOf(pod, name), o.current.State.ExitCode) {
+		if o.exited() && !o.stale && o.backOff > 0 && willRestart(pod, name, o.current.State.ExitCode) {
 			w.waiting[name] = waiting{"CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 				o.backOff, name, pod.Name, pod.Namespace, pod.UID)}
 		} else if w.waiting[name].reason == "CrashLoopBackOff" {
 			delete(w.waiting, name)
 		}
 	}
-}
-
-func policyOf(pod *corev1.Pod, name string) corev1.RestartPolicy {
-	if c := findContainer(pod, name); c != nil {
-		return restartPolicy(pod, c)
-	}
-	return pod.Spec.RestartPolicy
 }
 
 func findContainer(pod *corev1.Pod, name string) *corev1.Container {
