@@ -109,8 +109,11 @@ func serve(opts Options, ready int) error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	// The daemon's terminal is not ours, and neither is its end.
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	// The daemon's terminal is not ours, and neither is its end. They are caught and not ignored: an ignored
+	// signal stays ignored in every container, whose shells could then not be interrupted.
+	unwanted := make(chan os.Signal, 1)
+	signal.Notify(unwanted, unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	defer signal.Stop(unwanted)
 	return s.Run(ctx)
 }
 
