@@ -62,7 +62,7 @@ func commandOf(pid int) string {
 // noteNamespaces remembers the network namespaces that the daemon's processes live in or hold open, so that
 // they can be looked for after the end.
 func (d *Daemon) noteNamespaces() {
-	own := cookieOf("/proc/self/ns/net")
+	own := cookieOf("/proc/thread-self/ns/net") // the process as a whole may have left its first thread elsewhere
 	for _, p := range d.processes() {
 		for _, cookie := range netnsOf(p.PID) {
 			if cookie != own {
