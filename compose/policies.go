@@ -61,15 +61,25 @@ func (t *translation) networkPolicy(name string) {
 		return
 	}
 	inside := map[string]string{labelNetwork + LegalName(name): "true", labelInternal: "true"}
-	dns, udp, tcp := intstr.FromInt32(53), corev1.ProtocolUDP, corev1.ProtocolTCP
+	egress := []networkingv1.NetworkPolicyEgressRule{{To: peers}}
+	if !t.Slipway {
+		egress = append(egress, clusterDNS()) // Slipway's is on the node itself, which policies never shut out
+	}
 	t.add(t.policy("internal-"+LegalName(name), networkingv1.NetworkPolicySpec{
 		PodSelector: metav1.LabelSelector{MatchLabels: inside},
 		PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
-		Egress: []networkingv1.NetworkPolicyEgressRule{
-			{To: peers},
-			{Ports: []networkingv1.NetworkPolicyPort{{Protocol: &udp, Port: &dns}, {Protocol: &tcp, Port: &dns}}},
-		},
+		Egress:      egress,
 	}))
+}
+
+// clusterDNS lets names be asked where clusters have their DNS server; port 53 of anybody would be a way out.
+func clusterDNS() networkingv1.NetworkPolicyEgressRule {
+	port, udp, tcp := intstr.FromInt32(53), corev1.ProtocolUDP, corev1.ProtocolTCP
+	return networkingv1.NetworkPolicyEgressRule{
+		To: []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{
+			MatchLabels: map[string]string{corev1.LabelMetadataName: "kube-system"}}}},
+		Ports: []networkingv1.NetworkPolicyPort{{Protocol: &udp, Port: &port}, {Protocol: &tcp, Port: &port}},
+	}
 }
 
 func (t *translation) policy(name string, spec networkingv1.NetworkPolicySpec) *networkingv1.NetworkPolicy {
