@@ -64,7 +64,7 @@ func LegalHostname(name string) string {
 	return LegalName(name)
 }
 
-// environment is sorted by name; "$(" must not be taken for a reference.
+// environment is sorted by name.
 func environment(m types.MappingWithEquals) []corev1.EnvVar {
 	var env []corev1.EnvVar
 	for _, name := range sortedNames(m) {
@@ -75,7 +75,21 @@ func environment(m types.MappingWithEquals) []corev1.EnvVar {
 	return env
 }
 
-func escape(s string) string { return strings.ReplaceAll(s, "$(", "$$(") }
+// escape keeps text from being taken for a reference, $(NAME), or for an escaped one: Kubernetes replaces both
+// in environments, commands and probes.
+func escape(s string) string {
+	if !strings.Contains(s, "$") {
+		return s
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		b.WriteByte(s[i])
+		if s[i] == '$' && i+1 < len(s) && (s[i+1] == '$' || s[i+1] == '(') {
+			b.WriteByte('$')
+		}
+	}
+	return b.String()
+}
 
 func escapeAll(words []string) []string {
 	out := make([]string, len(words))

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 	"sigs.k8s.io/yaml"
 )
 
@@ -212,6 +213,18 @@ func FuzzLegalName(f *testing.F) {
 		}
 		if again := LegalName(got); again != got {
 			t.Fatalf("LegalName(%q) = %q, and of that %q", s, got, again)
+		}
+	})
+}
+
+func FuzzEscape(f *testing.F) {
+	for _, s := range []string{"", "$", "$$", "$(X)", "$$(X)", "$$$(X)", "a$b", "${X}", "$$$$", "$("} {
+		f.Add(s)
+	}
+	values := expansion.MappingFuncFor(map[string]string{"X": "replaced"})
+	f.Fuzz(func(t *testing.T, s string) {
+		if got := expansion.Expand(escape(s), values); got != s {
+			t.Fatalf("%q, escaped as %q, arrives as %q", s, escape(s), got)
 		}
 	})
 }

@@ -251,3 +251,25 @@ func TestIgnoredOfBuild(t *testing.T) {
 		}
 	}
 }
+
+func TestExecError(t *testing.T) {
+	long := "Internal error occurred: error executing command in container: OCI runtime exec failed: exec failed: exec in container \"4e\": unable to start container process: "
+	for _, tt := range []struct {
+		in   error
+		code int
+		want string
+	}{
+		{errors.New(long + `exec: "nosuch": executable file not found in $PATH`), 127, `exec: "nosuch": executable file not found in $PATH`},
+		{errors.New(long + `exec: "/etc": permission denied`), 126, `exec: "/etc": permission denied`},
+		{errors.New("connection refused"), 0, "connection refused"},
+	} {
+		got := execError(tt.in)
+		code := 0
+		if status, ok := got.(exitStatus); ok {
+			code = status.ExitStatus()
+		}
+		if code != tt.code || got.Error() != tt.want {
+			t.Errorf("execError(%v) = %v with code %d; want %s with code %d", tt.in, got, code, tt.want, tt.code)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -79,7 +80,34 @@ func (a *app) exec(ctx context.Context, o apply.ExecOptions) error {
 		defer sizes.stop()
 		o.Sizes = sizes
 	}
-	return c.Exec(ctx, namespace, o)
+	return execError(c.Exec(ctx, namespace, o))
+}
+
+// notStarted is a command that could not be run; the codes are a shell's, and docker's.
+type notStarted struct {
+	error
+	code int
+}
+
+func (e notStarted) ExitStatus() int { return e.code }
+
+// runtimeFailure comes before the reason for which a command did not start, in the words of the runtime.
+const runtimeFailure = "unable to start container process: "
+
+// execError finds out why a command was not run at all: the API tells it in words only.
+func execError(err error) error {
+	if err == nil {
+		return nil
+	}
+	at := strings.LastIndex(err.Error(), runtimeFailure)
+	if at < 0 {
+		return err
+	}
+	reason := errors.New(err.Error()[at+len(runtimeFailure):])
+	if strings.Contains(reason.Error(), "permission denied") {
+		return notStarted{reason, 126}
+	}
+	return notStarted{reason, 127}
 }
 
 // sizes tells the other side how large our terminal is, whenever that changes.

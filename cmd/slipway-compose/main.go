@@ -54,6 +54,9 @@ func run(ctx context.Context, args []string, s streams) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &status):
+		if errors.As(err, new(notStarted)) {
+			fmt.Fprintf(s.err, "slipway: %v\n", err)
+		}
 		return status.ExitStatus()
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(s.err, "slipway: interrupted")

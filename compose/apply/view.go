@@ -182,13 +182,19 @@ func (c *Cluster) Logs(ctx context.Context, namespace string, o LogOptions) erro
 		o.Line(source, text)
 	}
 	var streams sync.WaitGroup
-	reading := map[string]bool{}
+	began := time.Now()
+	reading := map[string]bool{} // by container: a restarted one has a log of its own
 	err = t.await(ctx, func() (bool, error) {
-		for name, p := range t.pods {
-			if service := p.Labels[labelService]; service == "" || reading[name] || (len(wanted) > 0 && !wanted[service]) || !hasStarted(p) {
+		for _, p := range t.pods {
+			id := containerID(p)
+			if service := p.Labels[labelService]; service == "" || id == "" || reading[id] || (len(wanted) > 0 && !wanted[service]) {
 				continue
 			}
-			reading[name] = true
+			o := o
+			if reading[p.Name] {
+				o.Tail, o.Since = -1, time.Since(began) // it is new: all of it is news
+			}
+			reading[id], reading[p.Name] = true, true
 			streams.Go(func() { c.logs(ctx, p, o, line) })
 		}
 		return !o.Follow, nil
@@ -202,13 +208,14 @@ func (c *Cluster) Logs(ctx context.Context, namespace string, o LogOptions) erro
 	return err
 }
 
-func hasStarted(p *corev1.Pod) bool {
+// containerID is the container of a pod that has a log; empty: none has started.
+func containerID(p *corev1.Pod) string {
 	for _, s := range p.Status.ContainerStatuses {
 		if s.State.Running != nil || s.State.Terminated != nil || s.LastTerminationState.Terminated != nil {
-			return true
+			return p.Name + "/" + s.ContainerID
 		}
 	}
-	return false
+	return ""
 }
 
 // logs reads one pod's log to its end; a broken stream is taken up where it broke.
