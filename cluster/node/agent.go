@@ -250,6 +250,11 @@ func usesConfigMap(pod *corev1.Pod, name string) bool {
 }
 
 func usesSecret(pod *corev1.Pod, name string) bool {
+	for _, ref := range pod.Spec.ImagePullSecrets {
+		if ref.Name == name {
+			return true
+		}
+	}
 	return anyVolume(pod, func(v *corev1.Volume) bool {
 		if v.Secret != nil && v.Secret.SecretName == name {
 			return true

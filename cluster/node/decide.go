@@ -56,14 +56,11 @@ func (d *decision) wake(t time.Time) {
 // decide says what to do with the containers of a pod that is meant to run.
 func decide(pod *corev1.Pod, v view, now time.Time) decision {
 	d := decision{kill: map[string]string{}}
-	if limit := pod.Spec.ActiveDeadlineSeconds; limit != nil && pod.Status.StartTime != nil {
-		end := pod.Status.StartTime.Add(time.Duration(*limit) * time.Second)
-		if !now.Before(end) {
-			d.over, d.failed = true, "DeadlineExceeded"
-			return d
-		}
-		d.wake(end)
+	if overdue(pod, now) {
+		d.over, d.failed = true, "DeadlineExceeded"
+		return d
 	}
+	d.wakeAt = deadline(pod)
 	ready, fatal := d.initialise(pod, v, now)
 	if fatal {
 		d.over, d.start = true, nil
@@ -83,6 +80,38 @@ func decide(pod *corev1.Pod, v view, now time.Time) decision {
 		d.start = nil // a sidecar that was stopped at the end stays so
 	}
 	return d
+}
+
+// deadline is when the pod has been active for long enough; zero: never.
+func deadline(pod *corev1.Pod) time.Time {
+	if limit := pod.Spec.ActiveDeadlineSeconds; limit != nil && pod.Status.StartTime != nil {
+		return pod.Status.StartTime.Add(time.Duration(*limit) * time.Second)
+	}
+	return time.Time{}
+}
+
+func overdue(pod *corev1.Pod, now time.Time) bool {
+	end := deadline(pod)
+	return !end.IsZero() && !now.Before(end)
+}
+
+// sooner is the earlier of two times, of which zero is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
+}
+
+// needsImage says whether a container's image will be asked for: not by one that runs, or is done.
+func needsImage(pod *corev1.Pod, name string, o observed) bool {
+	switch {
+	case o.current == nil || o.outdated:
+		return true
+	case o.exited():
+		return o.stale || willRestart(pod, name, o.current.State.ExitCode)
+	}
+	return o.stale || !o.current.State.Running
 }
 
 // restartPolicy is the container's own, or its pod's.

@@ -154,3 +154,45 @@ func TestWillRestart(t *testing.T) {
 		}
 	}
 }
+
+func TestNeedsImage(t *testing.T) {
+	outdated := running()
+	outdated.outdated = true
+	stale := exited(0, time.Second, 0)
+	stale.stale = true
+	lost := running()
+	lost.stale = true
+	p := pod(corev1.RestartPolicyOnFailure, []string{"i"}, "a")
+	for _, tt := range []struct {
+		what string
+		name string
+		o    observed
+		want bool
+	}{
+		{"a container that was never made", "a", observed{}, true},
+		{"one that runs", "a", running(), false},
+		{"one that runs another image", "a", outdated, true},
+		{"one that will be restarted", "a", exited(1, time.Second, 0), true},
+		{"one that is done", "a", exited(0, time.Second, 0), false},
+		{"one that was made and never started", "a", observed{current: &container.Info{}}, true},
+		{"an init container that has succeeded", "i", exited(0, time.Second, 0), false},
+		{"one whose sandbox is gone", "i", stale, true},
+		{"one that outlived its sandbox", "a", lost, true},
+	} {
+		if got := needsImage(p, tt.name, tt.o); got != tt.want {
+			t.Errorf("%s needs its image: %v; want %v", tt.what, got, tt.want)
+		}
+	}
+}
+
+func TestSooner(t *testing.T) {
+	var never time.Time
+	later := noon.Add(time.Hour)
+	for _, tt := range []struct{ a, b, want time.Time }{
+		{never, never, never}, {noon, never, noon}, {never, noon, noon}, {noon, later, noon}, {later, noon, noon},
+	} {
+		if got := sooner(tt.a, tt.b); !got.Equal(tt.want) {
+			t.Errorf("sooner(%s, %s) = %s; want %s", tt.a, tt.b, got, tt.want)
+		}
+	}
+}

@@ -40,8 +40,11 @@ func (w *worker) hook(ctx context.Context, c *corev1.Container, h *corev1.Lifecy
 
 // postStart runs the hook of a container that has just started; when it fails the container is killed.
 func (w *worker) postStart(ctx context.Context, pod *corev1.Pod, c *corev1.Container, id string) {
-	err := w.hook(ctx, c, c.Lifecycle.PostStart, id, w.address())
-	if err == nil || ctx.Err() != nil {
+	hookCtx, done := w.interruptible(ctx) // a hook without an end must not keep the pod from ending
+	err := w.hook(hookCtx, c, c.Lifecycle.PostStart, id, w.address())
+	interrupted := hookCtx.Err() != nil
+	done()
+	if err == nil || interrupted {
 		return
 	}
 	w.agent.record.podEvent(pod, fieldPath(pod, c.Name), corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %v", err)

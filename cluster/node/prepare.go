@@ -22,36 +22,35 @@ import (
 )
 
 // prepare makes the pod's sandbox, volumes and images, all at once. When something fails it says in
-// an event what, and returns when to try again; zero means that everything is there.
-func (w *worker) prepare(ctx context.Context, pod *corev1.Pod) (wait time.Time) {
-	if !w.needsPreparing() {
-		return time.Time{}
-	}
-	if time.Now().Before(w.retryAt) {
-		return w.retryAt
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// an event what, and returns when to try again; zero means that everything is there. ok says whether
+// the pod has its place: an image that is missing, or a volume that cannot be brought up to date,
+// holds up no container but those that need it.
+func (w *worker) prepare(ctx context.Context, pod *corev1.Pod, v view) (wait time.Time, ok bool) {
 	w.mu.Lock()
-	w.interrupt, w.stale = cancel, false
+	if w.again {
+		w.again, w.retry, w.retryAt = false, 0, time.Time{}
+	}
 	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		w.interrupt = nil
-		w.mu.Unlock()
-	}()
+	if time.Now().Before(w.retryAt) {
+		return w.retryAt, w.placed()
+	}
+	ctx, done := w.interruptible(ctx)
+	defer done()
+	w.mu.Lock()
+	w.stale = false
+	w.mu.Unlock()
 
-	if !w.imagesPresent(ctx, pod) {
+	if !w.imagesPresent(ctx, pod, v) {
 		w.report(ctx, pod, decision{}) // a pull takes long enough for people to look
 	}
 	var tasks sync.WaitGroup
 	var boxErr, imageErr error
 	tasks.Go(func() { boxErr = w.prepareSandbox(ctx, pod) })
-	tasks.Go(func() { imageErr = w.prepareImages(ctx, pod) })
+	tasks.Go(func() { imageErr = w.prepareImages(ctx, pod, v) })
 	volumeErr := w.prepareVolumes(ctx, pod)
 	tasks.Wait()
 	if ctx.Err() != nil {
-		return time.Now().Add(retryFirst) // deleted meanwhile: the next step sees it
+		return time.Now().Add(retryFirst), false // deleted meanwhile: the next step sees it
 	}
 	warn := func(reason string, err error) {
 		w.agent.record.podEvent(pod, "", corev1.EventTypeWarning, reason, "%v", err)
@@ -66,21 +65,28 @@ func (w *worker) prepare(ctx context.Context, pod *corev1.Pod) (wait time.Time) 
 		w.mu.Unlock()
 	}
 	if boxErr != nil || imageErr != nil || volumeErr != nil {
-		return w.delay()
+		return w.delay(), w.placed()
 	}
 	w.retry, w.retryAt = 0, time.Time{}
-	return time.Time{}
+	return time.Time{}, true
 }
 
-func (w *worker) needsPreparing() bool {
+// placed says whether containers can be started in this pod.
+func (w *worker) placed() bool { return w.sandbox != nil && w.paths != nil }
+
+func (w *worker) needsPreparing(pod *corev1.Pod, v view) bool {
 	w.mu.Lock()
 	stale := w.stale
-	pod := w.pod
 	w.mu.Unlock()
-	if w.sandbox == nil || w.paths == nil || stale || (!w.refresh.IsZero() && !time.Now().Before(w.refresh)) {
+	if !w.placed() || stale || (!w.refresh.IsZero() && !time.Now().Before(w.refresh)) {
 		return true
 	}
-	return anyContainer(pod, func(c *corev1.Container) bool { _, ok := w.images[c.Image]; return !ok })
+	return anyContainer(pod, func(c *corev1.Container) bool { return w.lacksImage(pod, c, v) })
+}
+
+func (w *worker) lacksImage(pod *corev1.Pod, c *corev1.Container, v view) bool {
+	_, ok := w.images[c.Image]
+	return !ok && needsImage(pod, c.Name, v[c.Name])
 }
 
 func (w *worker) prepareSandbox(ctx context.Context, pod *corev1.Pod) error {
@@ -119,8 +125,11 @@ func (w *worker) address() string {
 	return w.sandbox.addr.String()
 }
 
-func (w *worker) imagesPresent(ctx context.Context, pod *corev1.Pod) bool {
+func (w *worker) imagesPresent(ctx context.Context, pod *corev1.Pod, v view) bool {
 	return !anyContainer(pod, func(c *corev1.Container) bool {
+		if !w.lacksImage(pod, c, v) {
+			return false
+		}
 		if c.ImagePullPolicy == corev1.PullAlways {
 			return true
 		}
@@ -129,12 +138,12 @@ func (w *worker) imagesPresent(ctx context.Context, pod *corev1.Pod) bool {
 	})
 }
 
-// prepareImages finds or pulls the image of each container.
-func (w *worker) prepareImages(ctx context.Context, pod *corev1.Pod) (first error) {
+// prepareImages finds or pulls the image of each container that will need it.
+func (w *worker) prepareImages(ctx context.Context, pod *corev1.Pod, v view) (first error) {
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			c := &list[i]
-			if _, ok := w.images[c.Image]; ok {
+			if !w.lacksImage(pod, c, v) {
 				continue
 			}
 			img, err := w.image(ctx, pod, c)
@@ -256,6 +265,9 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, name string, o obs
 	}
 	info, err := w.create(ctx, spec)
 	if err != nil {
+		if _, e := w.agent.Images.Get(ctx, c.Image); errdefs.IsNotFound(e) {
+			delete(w.images, c.Image) // somebody removed it: to be fetched again
+		}
 		return fail("CreateContainerError", err)
 	}
 	w.agent.record.podEvent(pod, path, corev1.EventTypeNormal, "Created", "Container created")

@@ -27,6 +27,8 @@ const (
 	statusEvery    = 5 * time.Minute
 	leaseNamespace = "kube-node-lease"
 	maxPods        = 110
+
+	conflictPause = 20 * time.Millisecond // until this node's view has the write that was in the way
 )
 
 // machineCapacity is what this machine has to give; memory is repeated in bytes.
@@ -52,6 +54,9 @@ func machineCapacity() (corev1.ResourceList, int64, error) {
 func (a *Agent) register(ctx context.Context) error {
 	want := a.nodeObject()
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		have, ok := store.Get[*corev1.Node](a.Reader, kinds.Nodes, "", a.Name)
 		if !ok {
 			made, err := a.Writer.Create(ctx, want)
@@ -63,6 +68,7 @@ func (a *Agent) register(ctx context.Context) error {
 			if !apierrors.IsAlreadyExists(err) && !apierrors.IsConflict(err) {
 				return wrap("register node", err)
 			}
+			pause(ctx, conflictPause)
 			continue
 		}
 		next := store.Copy(have)
@@ -81,6 +87,7 @@ func (a *Agent) register(ctx context.Context) error {
 		if !apierrors.IsConflict(err) {
 			return wrap("register node", err)
 		}
+		pause(ctx, conflictPause)
 	}
 }
 

@@ -11,6 +11,10 @@ import (
 	"slipway.dev/slipway/cluster/store/kinds"
 )
 
+// reportTries bounds how often a status is written on top of somebody else's write before the agent
+// takes a breath.
+const reportTries = 10
+
 // report writes the pod's status when it differs from what the cluster knows. Several changes
 // between two steps are one write.
 func (w *worker) report(ctx context.Context, pod *corev1.Pod, d decision) {
@@ -24,7 +28,8 @@ func (w *worker) report(ctx context.Context, pod *corev1.Pod, d decision) {
 	if s := w.sandbox; s != nil {
 		p.sandbox, p.podIP = true, s.addr.String()
 	}
-	for ctx.Err() == nil {
+	w.unreported = false
+	for range reportTries {
 		current, ok := store.Get[*corev1.Pod](w.agent.Reader, kinds.Pods, pod.Namespace, pod.Name)
 		if !ok || current.UID != w.uid {
 			return
@@ -37,15 +42,17 @@ func (w *worker) report(ctx context.Context, pod *corev1.Pod, d decision) {
 		}
 		_, err := w.agent.Writer.UpdateStatus(ctx, next)
 		switch {
-		case err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil:
+		case err == nil || apierrors.IsNotFound(err):
+			return
+		case ctx.Err() != nil:
+			w.unreported = true
 			return
 		case apierrors.IsConflict(err):
 			continue // someone else wrote the object in between: again, on top of that
 		}
 		w.agent.Log.Warn("pod status not written", "pod", store.KeyOf(pod), "error", err)
-		w.mu.Lock()
-		w.stale = true // look again soon
-		w.mu.Unlock()
+		w.unreported = !apierrors.IsInvalid(err) // what is invalid is so the next time too
 		return
 	}
+	w.unreported = true
 }

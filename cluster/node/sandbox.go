@@ -30,6 +30,9 @@ const sandboxPrefix = "pod-"
 
 func sandboxID(uid types.UID) string { return sandboxPrefix + string(uid) }
 
+// epochFile is where a pod's directory says which sandbox is its newest.
+func epochFile(podDir string) string { return filepath.Join(podDir, "sandbox") }
+
 // sandboxPod is the inverse of sandboxID; ok is false for sandboxes that are not a pod's.
 func sandboxPod(id string) (uid string, ok bool) { return strings.CutPrefix(id, sandboxPrefix) }
 
@@ -37,18 +40,18 @@ func sandboxPod(id string) (uid string, ok bool) { return strings.CutPrefix(id, 
 // policies take hold. It is safe to repeat at any point.
 func (a *Agent) ensureSandbox(ctx context.Context, pod *corev1.Pod) (*sandbox, error) {
 	s := &sandbox{id: sandboxID(pod.UID)}
-	epochFile := filepath.Join(a.volumes.podDir(pod.UID), "sandbox")
+	mark := epochFile(a.volumes.podDir(pod.UID))
 	netns, err := a.Sandboxes.Sandbox(ctx, s.id)
 	switch {
 	case err == nil:
-		raw, err := os.ReadFile(epochFile)
+		raw, err := os.ReadFile(mark)
 		if err != nil {
 			netns.Close()
 			return nil, fmt.Errorf("read the sandbox's mark: %w", err)
 		}
 		s.epoch = string(raw)
 	case errdefs.IsNotFound(err):
-		if netns, err = a.makeSandbox(ctx, pod, s, epochFile); err != nil {
+		if netns, err = a.makeSandbox(ctx, pod, s, mark); err != nil {
 			return nil, err
 		}
 	default:
@@ -71,14 +74,14 @@ func (a *Agent) ensureSandbox(ctx context.Context, pod *corev1.Pod) (*sandbox, e
 	return s, a.writeFiles(pod, s.addr, hostname, domain)
 }
 
-func (a *Agent) makeSandbox(ctx context.Context, pod *corev1.Pod, s *sandbox, epochFile string) (*os.File, error) {
+func (a *Agent) makeSandbox(ctx context.Context, pod *corev1.Pod, s *sandbox, mark string) (*os.File, error) {
 	hostname, _ := hostNames(pod, a.ClusterDomain)
 	s.epoch = strconv.FormatInt(time.Now().UnixNano(), 36)
-	if err := os.MkdirAll(filepath.Dir(epochFile), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(mark), 0o700); err != nil {
 		return nil, err
 	}
 	// The mark comes first: a sandbox without one could not be told from another.
-	if err := os.WriteFile(epochFile, []byte(s.epoch), 0o600); err != nil {
+	if err := os.WriteFile(mark, []byte(s.epoch), 0o600); err != nil {
 		return nil, err
 	}
 	spec := warden.SandboxSpec{
@@ -109,8 +112,12 @@ func (a *Agent) writeFiles(pod *corev1.Pod, addr netip.Addr, hostname, domain st
 		"hostname":    hostname + "\n",
 		"resolv.conf": resolvConf(pod, a.DNSAddr, a.ClusterDomain, string(host)),
 	} {
+		path := filepath.Join(dir, name)
+		if have, err := os.ReadFile(path); err == nil && string(have) == text {
+			continue // an agent that starts again leaves running pods' files alone
+		}
 		// Written in place: containers have the file itself mounted.
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -18,20 +19,17 @@ import (
 // stopState is a container on its way out.
 type stopState struct {
 	deadline time.Time
-	killed   bool // already by SIGKILL
 }
 
 // stopContainer stops one container in the background: preStop hook, stop signal, and after grace
 // SIGKILL. It does nothing when that is already under way, but to hurry when grace has become shorter.
 func (w *worker) stopContainer(ctx context.Context, pod *corev1.Pod, info *container.Info, grace time.Duration, reason string) {
+	addr := cmp.Or(w.address(), pod.Status.PodIP) // the sandbox is not looked for again only to end
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	deadline := time.Now().Add(grace)
 	if s, busy := w.stopping[info.ID]; busy {
-		if grace <= 0 && !s.killed {
-			s.killed = true
-			w.agent.tasks.Go(func() { w.agent.Containers.Kill(ctx, info.ID, "SIGKILL") })
-		} else if deadline.Before(s.deadline.Add(-time.Second)) {
+		if deadline.Before(s.deadline.Add(-time.Second)) {
 			s.deadline = deadline
 			id := info.ID
 			w.agent.tasks.Go(func() { w.killAt(ctx, id, deadline) })
@@ -39,10 +37,12 @@ func (w *worker) stopContainer(ctx context.Context, pod *corev1.Pod, info *conta
 		return
 	}
 	w.stopping[info.ID] = &stopState{deadline: deadline}
-	name, addr := info.Spec.Labels[labelContainer], w.address()
+	name := info.Spec.Labels[labelContainer]
 	w.agent.record.podEvent(pod, fieldPath(pod, name), corev1.EventTypeNormal, "Killing", "%s", reason)
 	w.agent.tasks.Go(func() {
-		w.stopNow(ctx, pod, name, info.ID, addr, deadline)
+		if !w.stopNow(ctx, pod, name, info.ID, addr, deadline) {
+			pause(ctx, retryFirst) // or the next step would be here again at once
+		}
 		w.mu.Lock()
 		delete(w.stopping, info.ID)
 		w.mu.Unlock()
@@ -60,24 +60,38 @@ func (w *worker) killAt(ctx context.Context, id string, deadline time.Time) {
 	}
 }
 
-func (w *worker) stopNow(ctx context.Context, pod *corev1.Pod, name, id, addr string, deadline time.Time) {
+// pause reports whether it was not cut short by ctx.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// leastGrace is what a container gets between its stop signal and SIGKILL even when a hook, or containers
+// before it, used everything up: the kubelet's figure.
+const leastGrace = 2 * time.Second
+
+func (w *worker) stopNow(ctx context.Context, pod *corev1.Pod, name, id, addr string, deadline time.Time) (ok bool) {
 	c := findContainer(pod, name)
-	if c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil {
+	if c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && time.Until(deadline) > 0 {
 		hookCtx, cancel := context.WithDeadline(ctx, deadline)
-		if err := w.hook(hookCtx, c, c.Lifecycle.PreStop, id, addr); err != nil && ctx.Err() == nil {
+		if err := w.hook(hookCtx, c, c.Lifecycle.PreStop, id, addr); err != nil && hookCtx.Err() == nil {
 			w.agent.record.podEvent(pod, fieldPath(pod, name), corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %v", err)
 		}
 		cancel()
 	}
-	// Even a hook that used everything up leaves two seconds, as the kubelet grants.
-	seconds := max(int(time.Until(deadline).Round(time.Second)/time.Second), 0)
-	if seconds < 2 && time.Until(deadline) < 0 {
-		seconds = 2
-	}
+	seconds := int(max(time.Until(deadline).Round(time.Second), leastGrace) / time.Second)
 	err := w.agent.Containers.Stop(ctx, id, container.StopOptions{Timeout: &seconds})
 	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsNotModified(err) && ctx.Err() == nil {
 		w.agent.Log.Warn("stop container", "container", id, "error", err)
+		return false
 	}
+	return true
 }
 
 // killGrace is how long a container that failed a probe has.
@@ -117,6 +131,9 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod) (at time.Time) 
 		return w.delay()
 	}
 	w.report(ctx, pod, decision{over: true})
+	if w.unreported {
+		return w.delay() // how it ended has to be known before it is gone
+	}
 	zero := int64(0)
 	err := w.agent.Writer.Delete(ctx, kinds.Pods, pod.Namespace, pod.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: &zero, Preconditions: &metav1.Preconditions{UID: &pod.UID}})
@@ -127,10 +144,11 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod) (at time.Time) 
 	return time.Time{}
 }
 
-// stopAll stops what runs, sidecars after the others; it reports whether something still runs.
+// stopAll stops what runs: sidecars after the others, and one after the other, the last first. It reports
+// whether something still runs.
 func (w *worker) stopAll(ctx context.Context, pod *corev1.Pod, v view, grace time.Duration) (running bool) {
 	stop := func(name string) {
-		if o := v[name]; o.running() {
+		if o := v[name]; o.current != nil && o.current.State.Running {
 			running = true
 			w.stopContainer(ctx, pod, o.current, grace, fmt.Sprintf("Stopping container %s", name))
 		}
@@ -141,7 +159,7 @@ func (w *worker) stopAll(ctx context.Context, pod *corev1.Pod, v view, grace tim
 	if running {
 		return true
 	}
-	for i := len(pod.Spec.InitContainers) - 1; i >= 0; i-- {
+	for i := len(pod.Spec.InitContainers) - 1; i >= 0 && !running; i-- {
 		stop(pod.Spec.InitContainers[i].Name)
 	}
 	return running

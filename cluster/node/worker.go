@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -32,7 +33,8 @@ type worker struct {
 	pod       *corev1.Pod           // guarded by mu; the latest version
 	gone      bool                  // guarded by mu; the object is no more
 	stale     bool                  // guarded by mu; volumes have to be brought up to date
-	interrupt context.CancelFunc    // guarded by mu; ends a preparation that is no longer wanted
+	again     bool                  // guarded by mu; what was waited for may be there: no more waiting
+	interrupt context.CancelFunc    // guarded by mu; ends what a deleted pod no longer wants
 	stopping  map[string]*stopState // guarded by mu; by engine container id
 
 	began    time.Time
@@ -45,7 +47,9 @@ type worker struct {
 	messages map[string]string  // termination messages by engine container id
 	retryAt  time.Time
 	retry    time.Duration
-	ended    bool // sandbox and volumes of the finished pod are given back
+	ended    bool // the sandbox of the finished pod is given back
+
+	unreported bool // the newest status could not be written
 }
 
 func newWorker(a *Agent, pod *corev1.Pod) *worker {
@@ -80,9 +84,34 @@ func (w *worker) latest() *corev1.Pod {
 	return w.pod
 }
 
+// interruptible ends with ctx, and as soon as the pod is deleted.
+func (w *worker) interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.deletedLocked() {
+		cancel()
+	}
+	w.interrupt = cancel
+	return ctx, func() {
+		w.mu.Lock()
+		w.interrupt = nil
+		w.mu.Unlock()
+		cancel()
+	}
+}
+
+func (w *worker) deleted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.deletedLocked()
+}
+
+func (w *worker) deletedLocked() bool { return w.gone || w.pod.DeletionTimestamp != nil }
+
 func (w *worker) refreshVolumes() {
 	w.mu.Lock()
-	w.stale = true
+	w.stale, w.again = true, true
 	w.mu.Unlock()
 	w.nudge()
 }
@@ -100,6 +129,9 @@ func (w *worker) run(ctx context.Context) {
 		at, done := w.step(ctx)
 		if done || ctx.Err() != nil {
 			return
+		}
+		if soon := time.Now().Add(retryFirst); w.unreported && (at.IsZero() || soon.Before(at)) {
+			at = soon
 		}
 		if at.IsZero() {
 			timer.Stop()
@@ -133,12 +165,18 @@ func (w *worker) step(ctx context.Context) (at time.Time, done bool) {
 
 // advance prepares the pod's place, starts and restarts containers, and reports.
 func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (at time.Time) {
-	if wait := w.prepare(ctx, pod); !wait.IsZero() {
-		w.report(ctx, pod, decision{})
-		return wait
-	}
 	v := w.observe(pod)
+	var wait time.Time
+	if !overdue(pod, time.Now()) && w.needsPreparing(pod, v) {
+		var ok bool
+		if wait, ok = w.prepare(ctx, pod, v); !ok {
+			w.report(ctx, pod, decision{})
+			return sooner(wait, deadline(pod))
+		}
+		v = w.observe(pod)
+	}
 	d := decide(pod, v, time.Now())
+	d.wakeAt = sooner(d.wakeAt, wait)
 	for name, reason := range d.kill {
 		w.stopContainer(ctx, pod, v[name].current, w.killGrace(pod, name), reason)
 	}
@@ -147,6 +185,15 @@ func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (at time.Time) {
 		w.report(ctx, pod, decision{}) // out of its services before the restart, which takes its time
 	}
 	for _, name := range d.start {
+		if w.deleted() {
+			break
+		}
+		if _, ok := w.images[findContainer(pod, name).Image]; !ok {
+			if wait.IsZero() {
+				d.wake(time.Now().Add(eagerFirst)) // it exited just now: prepare has not looked for its image yet
+			}
+			continue
+		}
 		if err := w.launch(ctx, pod, name, v[name]); err != nil {
 			d.wake(w.delay())
 			break
@@ -158,13 +205,13 @@ func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (at time.Time) {
 			d.over, d.failed = next.over, next.failed
 		}
 	}
-	w.probe(ctx, pod, v)
 	if d.over {
 		return w.finishNow(ctx, pod, d)
 	}
+	w.probe(ctx, pod, v)
 	w.report(ctx, pod, d)
-	if !w.refresh.IsZero() {
-		d.wake(w.refresh)
+	if wait.IsZero() || w.refresh.After(time.Now()) { // one that is overdue waits for the next attempt
+		d.wakeAt = sooner(d.wakeAt, w.refresh)
 	}
 	return d.wakeAt
 }
@@ -176,6 +223,16 @@ func (w *worker) delay() time.Time {
 	return w.retryAt
 }
 
+// epoch is that of the pod's sandbox. Before this agent has found the sandbox, the mark says it: what
+// an agent before this one started must not be taken for leftovers, and end without its grace.
+func (w *worker) epoch() string {
+	if w.sandbox != nil {
+		return w.sandbox.epoch
+	}
+	raw, _ := os.ReadFile(epochFile(w.agent.volumes.podDir(w.uid)))
+	return string(raw)
+}
+
 // observe reads the pod's containers from the engine.
 func (w *worker) observe(pod *corev1.Pod) view {
 	infos, err := w.agent.Containers.List(container.Filter{
@@ -184,11 +241,7 @@ func (w *worker) observe(pod *corev1.Pod) view {
 		w.agent.Log.Error("list a pod's containers", "pod", store.KeyOf(pod), "error", err)
 		return view{}
 	}
-	epoch := ""
-	if w.sandbox != nil {
-		epoch = w.sandbox.epoch
-	}
-	v := newView(infos, epoch)
+	v := newView(infos, w.epoch())
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			c := &list[i]
@@ -214,6 +267,9 @@ func (w *worker) observe(pod *corev1.Pod) view {
 			}
 			v[c.Name] = o
 			w.readMessage(c, o.current)
+			if o.previous != nil {
+				w.readMessage(c, o.previous)
+			}
 		}
 	}
 	return v
