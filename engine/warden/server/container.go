@@ -76,6 +76,7 @@ func start(conn *conn, m *warden.Message) (any, []int, error) {
 		return nil, nil, err
 	}
 	s := conn.srv
+	s.hasten()
 	c := s.newContainer(spec.ID)
 	if err := s.reserve(c); err != nil {
 		return nil, nil, err

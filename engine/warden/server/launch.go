@@ -205,6 +205,7 @@ func execute(conn *conn, m *warden.Message) (any, []int, error) {
 		return nil, nil, err
 	}
 	c := first.container
+	conn.srv.hasten()
 	if err := c.reserveExec(spec.ID); err != nil {
 		return nil, nil, err
 	}

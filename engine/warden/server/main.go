@@ -95,6 +95,7 @@ func serve(opts Options, ready int) error {
 	leave, err := joinCgroup(opts.Cgroup)
 	if err != nil {
 		opts.Log.Warn("the warden stays in the cgroup of the daemon, and may be killed with it", "error", err)
+		opts.Cgroup = ""
 	}
 	defer leave()
 	opts.Ready = func() {

@@ -85,6 +85,7 @@ func createSandbox(conn *conn, m *warden.Message) (any, []int, error) {
 	if s.sandbox(spec.ID) != nil {
 		return nil, nil, fmt.Errorf("sandbox %q exists: %w", spec.ID, errdefs.ErrAlreadyExists)
 	}
+	s.hasten() // its container comes next
 	sb, err := newSandbox(spec)
 	if err != nil {
 		return nil, nil, fmt.Errorf("create sandbox %q: %w", spec.ID, err)

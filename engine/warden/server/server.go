@@ -27,6 +27,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +39,7 @@ type Options struct {
 	Socket   string // unix socket to listen on
 	StateDir string // records; on a tmpfs
 	RootDir  string // below it root file systems are mounted, unseen by the host; empty: no such place
-	Cgroup   string // the warden's own; empty: it stays where it is
+	Cgroup   string // the warden's own, which it is in; empty: it has none
 	OOMFloor int    // the lowest OOM score that this process may give to a container
 	Log      *slog.Logger
 	Ready    func() // called once connections are accepted; may be nil
@@ -53,11 +54,14 @@ type Server struct {
 	oomSaid  sync.Once // that scores are raised
 	listener *net.UnixListener
 
+	ownProcs  string      // the process list of the warden's own cgroup; empty: it has none of its own
+	hastening atomic.Bool // see hasten
+
 	recoverOnce sync.Once
 	recovered   chan struct{} // closed when requests may be served
 	stop        chan struct{} // closed by shutdown
 	stopOnce    sync.Once
-	tasks       sync.WaitGroup // connections
+	tasks       sync.WaitGroup // connections, and what their requests leave to be done
 
 	mu         sync.Mutex // guards what follows
 	containers map[string]*container
@@ -86,7 +90,7 @@ func New(opts Options) (*Server, error) {
 	}
 	return &Server{
 		opts: opts, log: opts.Log, instance: hex.EncodeToString(id), oom: watcher,
-		recovered: make(chan struct{}), stop: make(chan struct{}),
+		ownProcs: procsFile(opts.Cgroup), recovered: make(chan struct{}), stop: make(chan struct{}),
 		containers: map[string]*container{}, sandboxes: map[string]*sandbox{}, files: map[string]int{},
 		conns: map[*conn]struct{}{}, adopted: map[warden.Key]*inheritance{},
 	}, nil
