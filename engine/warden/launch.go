@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// launchLimit is how long a warden may take to accept connections. It takes milliseconds.
-const launchLimit = 15 * time.Second
+// launchLimit is how long a warden may take to accept connections. It takes milliseconds, but
+// a machine that is just booting, or emulated, has been seen to need twenty seconds.
+const launchLimit = time.Minute
 
 // launch starts a warden that outlives us, in a mount namespace and a session of its own, and waits until it accepts
 // connections.
