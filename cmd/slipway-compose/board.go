@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/term"
 )
@@ -16,25 +16,28 @@ import (
 type board struct {
 	out   io.Writer
 	width int // of the terminal; 0: not one
+	rows  int // of the terminal: what scrolled away cannot be drawn again
 	quiet bool
 
 	mu    sync.Mutex // guards what follows, and the output
 	order []string
-	rows  map[string]*row
+	state map[string]*row
 	drawn int // lines of the block that are on the screen
 }
+
+// What a terminal has that does not tell.
+const defaultWidth, defaultRows = 80, 24
 
 type row struct {
 	state       string
 	ready, want int32
-	since       time.Time
 }
 
 func newBoard(out io.Writer, quiet bool) *board {
-	b := &board{out: out, quiet: quiet, rows: map[string]*row{}}
+	b := &board{out: out, quiet: quiet, state: map[string]*row{}, rows: defaultRows}
 	if f, ok := out.(*os.File); ok {
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && term.IsTerminal(int(f.Fd())) {
-			b.width = max(w, 20)
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil && term.IsTerminal(int(f.Fd())) {
+			b.width, b.rows = cmp.Or(w, defaultWidth), cmp.Or(h, defaultRows)
 		}
 	}
 	return b
@@ -55,6 +58,16 @@ func (b *board) Say(service, line string) {
 	b.draw()
 }
 
+// End prints the last line, below the block.
+func (b *board) End(line string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.quiet {
+		fmt.Fprintln(b.out, line)
+	}
+	b.drawn, b.order = 0, nil
+}
+
 // Lines prints what must be seen even by those who asked for quiet, such as the log of a failed build.
 func (b *board) Lines(lines []string) {
 	b.mu.Lock()
@@ -73,10 +86,10 @@ func (b *board) State(service, state string, ready, want int32) {
 	if b.quiet {
 		return
 	}
-	r, known := b.rows[service]
+	r, known := b.state[service]
 	if !known {
-		r = &row{since: time.Now()}
-		b.rows[service] = r
+		r = &row{}
+		b.state[service] = r
 		b.order = append(b.order, service)
 	}
 	r.state, r.ready, r.want = state, ready, want
@@ -106,7 +119,7 @@ const barCells = 10
 
 // line is one service's: a bar of its replicas where there are several to wait for.
 func (b *board) line(service string, names int) string {
-	r := b.rows[service]
+	r := b.state[service]
 	bar := strings.Repeat(" ", barCells+2)
 	if r.want > 0 {
 		full := int(min(r.ready, r.want)) * barCells / int(r.want)
@@ -114,7 +127,7 @@ func (b *board) line(service string, names int) string {
 	}
 	text := []rune(fmt.Sprintf("  %-*s %s %s", names, service, bar, r.text()))
 	if len(text) >= b.width {
-		text = append(text[:b.width-2], '…')
+		text = append(text[:max(b.width-2, 0)], '…')
 	}
 	return string(text)
 }
@@ -135,9 +148,13 @@ func (b *board) draw() {
 		names = max(names, len(s))
 	}
 	var text strings.Builder
-	for _, s := range b.order {
+	shown := b.order
+	if room := max(b.rows-2, 1); len(shown) > room {
+		shown = shown[len(shown)-room:]
+	}
+	for _, s := range shown {
 		text.WriteString(b.line(s, names) + "\n")
 	}
-	b.drawn = len(b.order)
+	b.drawn = len(shown)
 	io.WriteString(b.out, text.String())
 }

@@ -118,7 +118,7 @@ func (a *app) up(ctx context.Context, f *upFlags, names []string) error {
 	if err != nil {
 		return err
 	}
-	b.Say("", summary(p.Name, out, time.Since(began)))
+	b.End(summary(p.Name, out, time.Since(began)))
 	return a.tellPorts(ctx, c, plan.Namespace)
 }
 
