@@ -81,6 +81,10 @@ func (a *app) psCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only names")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "table or json")
+	cmd.Flags().StringVar(&output, "format", "", "as --output")
+	cmd.Flags().BoolP("all", "a", true, "as always: those that have ended, too")
+	_ = cmd.Flags().MarkHidden("format")
+	_ = cmd.Flags().MarkHidden("all")
 	return cmd
 }
 

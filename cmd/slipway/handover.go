@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/spf13/cobra"
 )
 
 // composeFiles make the working directory a Compose project.
@@ -61,6 +63,11 @@ var composeFlags = map[string]bool{
 // handOver decides whether a command line is slipway-compose's and what it gets: everything but --run-dir,
 // unchanged. It looks at words only, because flags of the other program are not known here.
 func handOver(args []string, f folder) (handover, bool) {
+	if len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd) {
+		h, ok := handOver(args[1:], f) // who gets the command line completes it, too
+		h.args = append([]string{args[0]}, h.args...)
+		return h, ok
+	}
 	h := handover{}
 	verb, forced := -1, false
 	for i := 0; i < len(args) && verb < 0; i++ {

@@ -63,6 +63,10 @@ func TestHandOver(t *testing.T) {
 		{"build -t x .", outside, "-"},
 		{"run -it img up", inside, "-"},
 		{"images", inside, "-"},
+		{"__complete up w", inside, "__complete up w"},
+		{"__completeNoDesc -f a.yaml logs w", outside, "__completeNoDesc -f a.yaml logs w"},
+		{"__complete images w", inside, "-"},
+		{"__complete up", outside, "__complete up"},
 		{"", inside, "-"},
 		{"--help", inside, "-"},
 	} {
