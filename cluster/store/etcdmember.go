@@ -95,6 +95,7 @@ func memberConfig(o EtcdOptions, log *slog.Logger) config.ServerConfig {
 		StrictReconfigCheck:         true,
 		MaxLearners:                 1,
 		AuthToken:                   "", // nobody authenticates: nothing listens
+		BcryptCost:                  10, // never used, but zero is warned of at every start
 		V2Deprecation:               config.V2DeprDefault,
 		UnsafeNoFsync:               o.Unsynced,
 		ServerFeatureGate:           features.NewDefaultServerFeatureGate(name, logger),
