@@ -119,12 +119,3 @@ func (f *framer) write(stream byte, p []byte) (int, error) {
 	}
 	return len(p), nil
 }
-
-func (f *framer) stream(n byte) io.Writer { return frameWriter{f, n} }
-
-type frameWriter struct {
-	f *framer
-	n byte
-}
-
-func (w frameWriter) Write(p []byte) (int, error) { return w.f.write(w.n, p) }

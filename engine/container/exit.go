@@ -3,7 +3,6 @@ package container
 import (
 	"context"
 	"strconv"
-	"strings"
 	"time"
 
 	"slipway.dev/slipway/engine/warden"
@@ -222,9 +221,4 @@ func (m *Manager) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 	ch := c.wait(cond)
 	context.AfterFunc(ctx, func() { c.drop(ch) })
 	return ch, nil
-}
-
-// isSignalled reads "SIGTERM", "TERM" or "15".
-func isSignalled(a, b string) bool {
-	return strings.EqualFold(strings.TrimPrefix(strings.ToUpper(a), "SIG"), strings.TrimPrefix(strings.ToUpper(b), "SIG"))
 }

@@ -99,16 +99,6 @@ func (r *root) at(p string) (*os.File, string, error) {
 	return dir, path.Base(p), err
 }
 
-// lstat describes what is at path, without following a symbolic link there.
-func (r *root) lstat(p string) (fs.FileInfo, error) {
-	dir, name, err := r.at(p)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	return lstatAt(dir, name)
-}
-
 func lstatAt(dir *os.File, name string) (fs.FileInfo, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -288,7 +278,7 @@ func (a *archiver) add(dir *os.File, name, as string) error {
 		return nil // tar has no sockets
 	}
 	if fi.Mode().IsRegular() {
-		return a.addFile(dir, name, as, fi)
+		return a.addFile(dir, name, as)
 	}
 	h, err := a.header(dir, name, as, fi)
 	if err != nil {
@@ -356,7 +346,7 @@ func (a *archiver) addDir(parent *os.File, name, as string) error {
 
 // addFile writes a regular file, or a hard link to its first name. The file is opened
 // before its size is believed, and exactly that size is written.
-func (a *archiver) addFile(dir *os.File, name, as string, fi fs.FileInfo) error {
+func (a *archiver) addFile(dir *os.File, name, as string) error {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -366,7 +356,8 @@ func (a *archiver) addFile(dir *os.File, name, as string, fi fs.FileInfo) error 
 	}
 	f := os.NewFile(uintptr(fd), as)
 	defer f.Close()
-	if fi, err = f.Stat(); err != nil || !fi.Mode().IsRegular() {
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
 		return err
 	}
 	h, err := a.header(dir, name, as, fi)

@@ -60,13 +60,6 @@ func (r *reaper) deleteLater(name string) {
 	r.poke()
 }
 
-// keep cancels deleteLater: the name is in use again.
-func (r *reaper) keep(name string) {
-	r.mu.Lock()
-	delete(r.later, name)
-	r.mu.Unlock()
-}
-
 // flows forgets the connections that the kernel tracks to published UDP ports. TCP
 // flows end by themselves; a UDP client that keeps sending would keep its old
 // translation, or the lack of one, for ever.
