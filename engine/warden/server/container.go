@@ -201,12 +201,16 @@ func privatePID(b *specs.Spec) bool {
 	return false
 }
 
+// initLogLevel is logrus's "warning". Without it a container's first process reports its every step, and we parse it.
+const initLogLevel = "3"
+
 // processOf translates the OCI description of a process.
 func processOf(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
 		Args: p.Args, Env: p.Env, UID: int(p.User.UID), GID: int(p.User.GID), Cwd: p.Cwd,
 		Label: p.SelinuxLabel, NoNewPrivileges: &p.NoNewPrivileges, AppArmorProfile: p.ApparmorProfile,
 		Scheduler: p.Scheduler, IOPriority: p.IOPriority,
+		LogLevel: initLogLevel,
 	}
 	for _, gid := range p.User.AdditionalGids {
 		lp.AdditionalGroups = append(lp.AdditionalGroups, int(gid))
