@@ -60,7 +60,8 @@ func (d *Daemon) environment() []string {
 // DockerSocket is where the Docker API is served.
 func (d *Daemon) DockerSocket() string { return filepath.Join(d.Run, "docker.sock") }
 
-func (d *Daemon) command(ctx context.Context, t testing.TB, program string, args ...string) *exec.Cmd {
+// Command is a client program of this daemon, not yet started.
+func (d *Daemon) Command(ctx context.Context, t testing.TB, program string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, client(t, program), args...)
 	cmd.Env = d.environment()
@@ -73,7 +74,7 @@ func (d *Daemon) Try(t testing.TB, stdin, program string, args ...string) Result
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
 	defer cancel()
-	cmd := d.command(ctx, t, program, args...)
+	cmd := d.Command(ctx, t, program, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	err := cmd.Run()
@@ -178,7 +179,7 @@ func (d *Daemon) OpenTerminal(t testing.TB, program string, args ...string) *Ses
 
 func (d *Daemon) session(t testing.TB, program string, args ...string) (*Session, *exec.Cmd) {
 	t.Helper()
-	cmd := d.command(t.Context(), t, program, args...)
+	cmd := d.Command(t.Context(), t, program, args...)
 	s := &Session{t: t, name: program + " " + strings.Join(args, " "), cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
 	t.Cleanup(func() { s.Close() })
 	return s, cmd
