@@ -25,6 +25,17 @@ func (h atLeast) Enabled(ctx context.Context, l slog.Level) bool {
 	return l >= h.level && h.Handler.Enabled(ctx, l)
 }
 
+// hungUp are the messages in which libraries call a client that closed its connection an error.
+var hungUp = map[string]bool{"Error on socket receive": true}
+
+// Handle lets through what is for the operator.
+func (h atLeast) Handle(ctx context.Context, r slog.Record) error {
+	if hungUp[r.Message] && !h.Handler.Enabled(ctx, slog.LevelDebug) {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
 func (h atLeast) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return atLeast{h.Handler.WithAttrs(attrs), h.level}
 }
