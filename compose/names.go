@@ -60,7 +60,7 @@ func LegalName(name string) string {
 func Namespace(project string) (string, error) {
 	ns := LegalName(project)
 	if ns == "default" || strings.HasPrefix(ns, "kube-") {
-		return "", fmt.Errorf("project name %q: namespace %s is reserved: choose another name with -p or name:", project, ns)
+		return "", fmt.Errorf("project name %q: namespace %s is reserved: choose another name with -p or in the file", project, ns)
 	}
 	return ns, nil
 }

@@ -236,12 +236,12 @@ var wrongFiles = []struct{ name, file, want string }{
 	{
 		"reserved project name",
 		"name: default\nservices: {web: {image: a}}",
-		"project name \"default\": namespace default is reserved: choose another name with -p or name:",
+		"project name \"default\": namespace default is reserved: choose another name with -p or in the file",
 	},
 	{
 		"reserved prefix",
 		"name: kube-system\nservices: {web: {image: a}}",
-		"project name \"kube-system\": namespace kube-system is reserved: choose another name with -p or name:",
+		"project name \"kube-system\": namespace kube-system is reserved: choose another name with -p or in the file",
 	},
 	{
 		"all services in profiles",

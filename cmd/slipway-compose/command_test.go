@@ -59,7 +59,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"ps", "-o", "xml"}, "slipway: --output \"xml\": use table or json\n"},
 		{[]string{"build"}, "slipway: no service that is selected has build\n"},
 		{[]string{"-f", "other.yaml", "config"}, "slipway: compose file \"DIR/other.yaml\" is invalid: open DIR/other.yaml: no such file or directory\n"},
-		{[]string{"-p", "kube-system", "ps"}, "slipway: project name \"kube-system\": namespace kube-system is reserved: choose another name with -p or name:\n"},
+		{[]string{"-p", "kube-system", "ps"}, "slipway: project name \"kube-system\": namespace kube-system is reserved: choose another name with -p or in the file\n"},
 		{[]string{"ps"}, "slipway: no daemon at DIR/run/docker.sock: start it with `slipway serve --detach --run-dir DIR/run --data-dir DIR`\n"},
 		{[]string{"down", "--all"}, "slipway: DIR/run: no daemon ran here: nothing to take down\n"},
 		{[]string{"fly"}, "slipway: unknown command \"fly\" for a project: see slipway --help\n"},

@@ -34,7 +34,7 @@ func Context(dir, dockerfile, inline string) (r io.ReadCloser, name string, err 
 	content := []byte(inline)
 	if inline == "" {
 		if content, err = os.ReadFile(dockerfile); err != nil {
-			return nil, "", fmt.Errorf("Dockerfile: %w", err)
+			return nil, "", fmt.Errorf("read the Dockerfile: %w", err)
 		}
 	}
 	name, err = filepath.Rel(dir, dockerfile)

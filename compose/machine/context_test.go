@@ -103,8 +103,8 @@ func TestContextErrors(t *testing.T) {
 	for _, tt := range []struct{ dir, dockerfile, want string }{
 		{"missing", "", "build context: stat DIR/missing: no such file or directory"},
 		{"file", "", "build context DIR/file is not a directory"},
-		{".", "", "Dockerfile: open DIR/Dockerfile: no such file or directory"},
-		{".", "other", "Dockerfile: open DIR/other: no such file or directory"},
+		{".", "", "read the Dockerfile: open DIR/Dockerfile: no such file or directory"},
+		{".", "other", "read the Dockerfile: open DIR/other: no such file or directory"},
 		{"bad", "", "build context: syntax error in pattern"},
 	} {
 		r, _, err := Context(filepath.Join(dir, tt.dir), tt.dockerfile, "")
