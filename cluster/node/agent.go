@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"slipway.dev/slipway/cluster/record"
@@ -326,13 +327,8 @@ func (a *Agent) sweep(ctx context.Context) {
 	}
 	gone := map[string]bool{}
 	for _, info := range mine {
-		uid := info.Spec.Labels[labelPodUID]
-		if alive[uid] {
-			continue
-		}
-		gone[uid] = true
-		if err := a.Containers.Remove(ctx, info.ID, container.RemoveOptions{Force: true, Volumes: true}); err != nil {
-			log.Error("remove container", "container", info.ID, "error", err)
+		if uid := info.Spec.Labels[labelPodUID]; !alive[uid] {
+			gone[uid] = true
 		}
 	}
 	boxes, err := a.Sandboxes.Sandboxes(ctx)
@@ -357,12 +353,12 @@ func (a *Agent) sweep(ctx context.Context) {
 			}
 		}
 	}
+	delete(gone, "") // nobody's
 	for uid := range gone {
-		if err := a.removeSandbox(ctx, types.UID(uid)); err != nil {
-			log.Error("remove sandbox", "pod", uid, "error", err)
-		}
-		if err := a.volumes.tearDown(types.UID(uid)); err != nil {
-			log.Error("remove volumes", "pod", uid, "error", err)
+		w := newWorker(a, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Name: uid}})
+		w.gone = true
+		if _, done := w.step(ctx); !done {
+			a.tasks.Go(func() { w.run(ctx) }) // until it is removed
 		}
 	}
 }

@@ -27,7 +27,7 @@ func writeAtomically(dir string, files map[string]file, gid int) error {
 	}
 	old, _ := os.Readlink(filepath.Join(dir, dataLink))
 	if old != "" && holds(filepath.Join(dir, old), files) {
-		return nil
+		return linkVisible(dir, files) // an agent may have ended just before it
 	}
 	next, err := os.MkdirTemp(dir, ".."+time.Now().UTC().Format("2006_01_02_15_04_05."))
 	if err != nil {

@@ -249,7 +249,7 @@ func (l launch) projects(volume string) bool {
 
 // mounts adds the volume mounts, and the file for the termination message.
 func (l launch) mounts(s *container.Spec) error {
-	for _, m := range l.container.VolumeMounts {
+	for i, m := range l.container.VolumeMounts {
 		source, ok := l.volumes[m.Name]
 		if !ok {
 			return fmt.Errorf("volume %q of mount %s not found", m.Name, m.MountPath)
@@ -259,10 +259,11 @@ func (l launch) mounts(s *container.Spec) error {
 			sub = expand([]string{m.SubPathExpr}, l.values)[0]
 		}
 		if sub != "" {
-			var err error
-			if source, err = subPath(source, sub); err != nil {
+			target := filepath.Join(l.dir, "subpaths", l.container.Name, strconv.Itoa(i))
+			if err := bindSubPath(source, sub, target); err != nil {
 				return fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, l.container.Name, err)
 			}
+			source = target
 		}
 		mount := container.Mount{Type: container.MountBind, Source: source, Target: m.MountPath, ReadOnly: m.ReadOnly || l.projects(m.Name), Populate: l.populates(m.Name)}
 		if m.MountPropagation != nil {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -87,10 +86,14 @@ func fsGroup(pod *corev1.Pod) int {
 // emptyDir makes a directory, or mounts a tmpfs for medium Memory.
 func (h volumes) emptyDir(pod *corev1.Pod, v *corev1.Volume) (string, error) {
 	dir := filepath.Join(h.podDir(pod.UID), "volumes", v.Name)
+	memory := v.EmptyDir.Medium == corev1.StorageMediumMemory
+	if _, err := os.Lstat(dir); err == nil && (!memory || isMount(dir)) {
+		return dir, nil // it is the pod's by now: its programs may have changed owner and permissions
+	}
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return "", err
 	}
-	if v.EmptyDir.Medium == corev1.StorageMediumMemory && !isMount(dir) {
+	if memory {
 		options := "mode=0777"
 		if limit := v.EmptyDir.SizeLimit; limit != nil && limit.Value() > 0 {
 			options += fmt.Sprintf(",size=%d", limit.Value())
@@ -202,27 +205,14 @@ func claimPath(r store.Reader, pod *corev1.Pod, ref *corev1.PersistentVolumeClai
 	return "", fmt.Errorf("persistentvolume %q is of a kind that this node does not support: use hostPath or local", pv.Name)
 }
 
-// subPath resolves a path inside a volume, making it when absent; links in it never lead out.
-func subPath(root, sub string) (string, error) {
-	path, err := securejoin.SecureJoin(root, sub)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		return path, os.MkdirAll(path, 0o755)
-	}
-	return path, nil
-}
-
 // tearDown removes what setUp made.
 func (h volumes) tearDown(uid types.UID) error {
-	mounts, _ := filepath.Glob(filepath.Join(h.podDir(uid), "volumes", "*"))
-	for _, dir := range mounts {
-		if isMount(dir) {
-			// Detach: a process of another pod that was given the directory must not keep this pod.
-			if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-				return fmt.Errorf("unmount %s: %w", dir, err)
-			}
+	if uid == "" {
+		return errors.New("a pod without an id has no volumes") // its directory would be everybody's
+	}
+	for _, dir := range []string{h.podDir(uid), h.runDir(uid)} {
+		if err := unmountBelow(dir); err != nil {
+			return err
 		}
 	}
 	return errors.Join(os.RemoveAll(h.podDir(uid)), os.RemoveAll(h.runDir(uid)))
