@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,9 @@ type descriptors interface {
 	Drop(ctx context.Context, name string) error
 }
 
+// forgetGrace is how long the warden has to close its copy of a socket.
+const forgetGrace = 2 * time.Second
+
 // listen opens a socket for as long as the daemon means to serve it. When it stops, or fails to start, the
 // warden's copy goes too: nobody may be left waiting for an answer. Only a killed daemon leaves it open.
 func (d *daemon) listen(ctx context.Context, name, network, address string) (net.Listener, error) {
@@ -27,6 +31,9 @@ func (d *daemon) listen(ctx context.Context, name, network, address string) (net
 		return nil, err
 	}
 	d.closers.add(name+" socket", func(ctx context.Context) error {
+		// Streams without an end may have used up the time to stop; this one step must not be left out.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetGrace)
+		defer cancel()
 		l.Close() // its server has, when there was one
 		if network == "unix" {
 			os.Remove(address)
@@ -101,8 +108,6 @@ func open(ctx context.Context, network, address string) (net.Listener, error) {
 		if err := os.Remove(address); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
-		old := unix.Umask(0o117) // root and its group only, from the first moment
-		defer unix.Umask(old)
 	}
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, network, address)
@@ -111,6 +116,14 @@ func open(ctx context.Context, network, address string) (net.Listener, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if network == "unix" {
+		// For root and its group. The umask, which is not to be changed in a process that makes other files
+		// at the same moment, has kept others out so far.
+		if err := os.Chmod(address, 0o660); err != nil {
+			l.Close()
+			return nil, err
+		}
 	}
 	return keepPath(l), nil
 }

@@ -61,6 +61,13 @@ func unmountBelow(dir string) error {
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
+	for _, m := range mounts {
+		// A recursive bind of a container's shares its inner mounts with their origin, and must not take them
+		// from there. What cannot be made a slave is shared with nobody.
+		if strings.HasPrefix(m.Mountpoint, dir+"/") {
+			_ = unix.Mount("", m.Mountpoint, "", unix.MS_SLAVE, "")
+		}
+	}
 	var errs []error
 	for i := len(mounts) - 1; i >= 0; i-- {
 		if !strings.HasPrefix(mounts[i].Mountpoint, dir+"/") {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -64,7 +65,8 @@ func awaitExit(ctx context.Context, fd int) error {
 }
 
 // workloads are the kinds whose objects would bring containers back.
-var workloads = []schema.GroupResource{kinds.Deployments, kinds.StatefulSets, kinds.ReplicaSets, kinds.Jobs, kinds.DaemonSets, kinds.Pods}
+var workloads = []schema.GroupResource{
+	kinds.Deployments, kinds.StatefulSets, kinds.CronJobs, kinds.ReplicaSets, kinds.ReplicationControllers, kinds.Jobs, kinds.DaemonSets, kinds.Pods}
 
 // Teardown stops the daemon and removes all that it runs: workloads, containers, sandboxes, networks,
 // and the warden itself. Images, volumes, configuration and secrets stay.
@@ -119,7 +121,7 @@ func (d *daemon) removeAll(ctx context.Context) error {
 	infos, err := e.containers.List(container.Filter{All: true})
 	errs := []error{err}
 	for _, info := range infos {
-		if err := e.containers.Remove(ctx, info.ID, container.RemoveOptions{Force: true}); err != nil {
+		if err := e.containers.Remove(ctx, info.ID, container.RemoveOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {
 			errs = append(errs, err)
 		}
 	}
@@ -128,8 +130,13 @@ func (d *daemon) removeAll(ctx context.Context) error {
 	for _, id := range boxes {
 		errs = append(errs, e.warden.RemoveSandbox(ctx, id))
 	}
-	errs = append(errs, unmountAll(filepath.Join(d.DataDir, "pods")))
+	if err := errors.Join(errs...); err != nil {
+		return err // what still runs keeps its volumes
+	}
 	for _, dir := range []string{filepath.Join(d.DataDir, "pods"), filepath.Join(d.RunDir, "pods")} {
+		if err := unmountAll(dir); err != nil {
+			return err // below a mount is what is not ours to delete
+		}
 		errs = append(errs, os.RemoveAll(dir))
 	}
 	errs = append(errs, service.RemoveTable(d.instance), e.containers.Close(), e.networks.Teardown(ctx), e.warden.RemoveCgroup(ctx, "/slipway-"+d.instance))

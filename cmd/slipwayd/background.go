@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +37,7 @@ func (f flags) background() error {
 		return err
 	}
 	defer log.Close()
-	start, err := log.Seek(0, 2)
+	start, err := log.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
@@ -71,6 +72,9 @@ func (f flags) background() error {
 	}
 	err = cmd.Wait()
 	said := make([]byte, 8<<10)
+	if end, e := log.Seek(0, io.SeekEnd); e == nil {
+		start = max(start, end-int64(len(said)))
+	}
 	n, _ := log.ReadAt(said, start)
 	return fmt.Errorf("the daemon did not start (%v); its log %s ends with:\n%s", err, logPath, strings.TrimSpace(string(said[:n])))
 }

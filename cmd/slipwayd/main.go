@@ -95,6 +95,7 @@ func (f flags) act() error {
 	if err := level.UnmarshalText([]byte(f.level)); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
+	syscall.Umask(0o022) // what images and volumes hold must not depend on who starts us; sockets rely on it
 	f.options.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if err := f.programs(); err != nil {
 		return err
