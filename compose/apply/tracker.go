@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 )
 
@@ -140,12 +141,22 @@ type state struct {
 	trouble     string // what holds it up at the moment
 }
 
+// version is an object as it was applied; zero: any.
+type version struct {
+	uid        types.UID
+	generation int64
+}
+
+// is tells whether an object that a watch showed is the applied one, and not one of its name from before:
+// a job that was replaced would seem complete before it ran.
+func (v version) is(o Object) bool { return v.uid == "" || v.uid == o.GetUID() }
+
 // service reads a service's state; it is called under the lock.
-func (t *tracker) service(name string, generation int64) state {
-	if d := t.deployments[name]; d != nil {
-		return t.deployment(d, generation)
+func (t *tracker) service(name string, v version) state {
+	if d := t.deployments[name]; d != nil && v.is(d) {
+		return t.deployment(d, v.generation)
 	}
-	if j := t.jobs[name]; j != nil {
+	if j := t.jobs[name]; j != nil && v.is(j) {
 		return t.job(j)
 	}
 	return state{}

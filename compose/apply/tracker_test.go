@@ -131,3 +131,17 @@ func TestPodStatus(t *testing.T) {
 		}
 	}
 }
+
+// TestServiceIsTheAppliedOne: a job that has just been replaced must not pass for its predecessor.
+func TestServiceIsTheAppliedOne(t *testing.T) {
+	complete := batchv1.JobStatus{Conditions: []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue}}}
+	tr := &tracker{jobs: map[string]*batchv1.Job{"migrate": {ObjectMeta: metav1.ObjectMeta{Name: "migrate", UID: "old"}, Status: complete}}}
+	for _, tt := range []struct {
+		applied version
+		want    bool
+	}{{version{uid: "old"}, true}, {version{}, true}, {version{uid: "new"}, false}} {
+		if got := tr.service("migrate", tt.applied).completed; got != tt.want {
+			t.Errorf("after applying %+v, the job \"old\" that is complete says completed = %v; want %v", tt.applied, got, tt.want)
+		}
+	}
+}

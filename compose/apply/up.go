@@ -190,7 +190,7 @@ func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun
 func (c *Cluster) workloads(ctx context.Context, t *tracker, plan *compose.Plan, o UpOptions, count *tally) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &rollout{c: c, t: t, o: o, plan: plan, tally: count, generation: map[string]int64{}, legal: map[string]string{}, applied: make(map[string]chan struct{})}
+	r := &rollout{c: c, t: t, o: o, plan: plan, tally: count, versions: map[string]version{}, legal: map[string]string{}, applied: make(map[string]chan struct{})}
 	for _, w := range plan.Workloads {
 		r.applied[w.Service] = make(chan struct{})
 		r.legal[w.Service] = w.Object.GetName()
@@ -225,8 +225,8 @@ type rollout struct {
 	legal   map[string]string        // service to object name
 	applied map[string]chan struct{} // closed when a service's object is there
 
-	mu         sync.Mutex
-	generation map[string]int64 // guarded by mu
+	mu       sync.Mutex
+	versions map[string]version // guarded by mu; of what was applied
 }
 
 func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
@@ -245,7 +245,7 @@ func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
 	}
 	shown := ""
 	return r.t.await(ctx, func() (bool, error) {
-		s := r.t.service(w.Object.GetName(), r.gen(w.Service))
+		s := r.t.service(w.Object.GetName(), r.version(w.Service))
 		return r.show(w.Service, s, &shown)
 	})
 }
@@ -315,7 +315,7 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 				r.o.Progress.State(service, "waiting for "+n.Service, 0, 0)
 			}
 		}()
-		s := r.t.service(r.legal[n.Service], r.gen(n.Service))
+		s := r.t.service(r.legal[n.Service], r.version(n.Service))
 		switch {
 		case s.failed != "" && n.Required:
 			return false, fmt.Errorf("depends on %s, which failed: %s", n.Service, s.failed)
@@ -330,10 +330,10 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 	})
 }
 
-func (r *rollout) gen(service string) int64 {
+func (r *rollout) version(service string) version {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.generation[service]
+	return r.versions[service]
 }
 
 // apply applies the workload; a Job whose template has changed is replaced.
@@ -352,7 +352,7 @@ func (r *rollout) apply(ctx context.Context, w *compose.Workload) error {
 	}
 	r.tally.count(out)
 	r.mu.Lock()
-	r.generation[w.Service] = out.GetGeneration()
+	r.versions[w.Service] = version{out.GetUID(), out.GetGeneration()}
 	r.mu.Unlock()
 	return nil
 }
@@ -373,7 +373,7 @@ func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[stri
 		return err
 	}
 	defer func() { cancel(); t.tasks.Wait() }()
-	generation := map[string]int64{}
+	versions := map[string]version{}
 	for service, n := range replicas {
 		name := compose.LegalName(service)
 		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, n)
@@ -384,7 +384,7 @@ func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[stri
 		if err != nil {
 			return fmt.Errorf("service %s: %w", service, err)
 		}
-		generation[service] = out.GetGeneration()
+		versions[service] = version{out.GetUID(), out.GetGeneration()}
 	}
 	if !wait {
 		return nil
@@ -393,7 +393,7 @@ func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[stri
 		shown := ""
 		r := &rollout{c: c, t: t, o: UpOptions{Progress: p}, plan: &compose.Plan{}}
 		err := t.await(ctx, func() (bool, error) {
-			return r.show(service, t.service(compose.LegalName(service), generation[service]), &shown)
+			return r.show(service, t.service(compose.LegalName(service), versions[service]), &shown)
 		})
 		if err != nil {
 			return fmt.Errorf("service %s: %w", service, err)
