@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/moby/api/types/common"
 )
@@ -46,6 +47,9 @@ func (c *client) dial(ctx context.Context) (net.Conn, error) {
 		conn.Close()
 		err = syscall.ECONNREFUSED
 	}
+	if err == nil && c.start != nil {
+		return c.watch(ctx, conn.(*net.UnixConn)), nil
+	}
 	if err == nil || c.start == nil || !nobodyListens(err) {
 		return conn, c.explain(err)
 	}
@@ -54,6 +58,43 @@ func (c *client) dial(ctx context.Context) (net.Conn, error) {
 	}
 	conn, err = d.DialContext(ctx, "unix", c.socket)
 	return conn, c.explain(err)
+}
+
+// watched is a connection that may have come while the daemon was dying: the warden's socket keeps it waiting then.
+type watched struct {
+	*net.UnixConn
+	answered func() // ends the watch
+}
+
+func (w watched) Read(p []byte) (int, error) {
+	n, err := w.UnixConn.Read(p)
+	w.answered()
+	return n, err
+}
+
+// watch starts the next daemon if this one turns out to have been killed before it answers; the next one takes the waiting
+// connection.
+func (c *client) watch(ctx context.Context, conn *net.UnixConn) net.Conn {
+	ctx, answered := context.WithCancel(ctx)
+	go func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if !killed(filepath.Dir(c.socket)) {
+				continue
+			}
+			if c.start(ctx) != nil {
+				conn.Close()
+			}
+			return
+		}
+	}()
+	return watched{conn, answered}
 }
 
 func nobodyListens(err error) bool {

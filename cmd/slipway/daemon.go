@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -84,8 +85,10 @@ The verbs of this command start it by themselves where none is running. Its log 
 
 // record is what a daemon leaves in its run directory about itself: daemon.json.
 type record struct {
-	PID     int    `json:"pid"`
-	DataDir string `json:"dataDir"`
+	PID          int    `json:"pid"`
+	DataDir      string `json:"dataDir"`
+	APIPort      int    `json:"apiPort"`
+	RegistryPort int    `json:"registryPort"`
 }
 
 func readRecord(runDir string) (record, error) {
@@ -108,7 +111,8 @@ func killed(runDir string) bool {
 // be known which data directory is meant, because a wrong guess would open somebody else's.
 func (c *cli) startDaemon(ctx context.Context) error {
 	dir, data := c.runDirectory(), os.Getenv("SLIPWAY_DATA_DIR")
-	if r, err := readRecord(dir); err == nil {
+	r, err := readRecord(dir)
+	if err == nil {
 		data = r.DataDir
 	}
 	if dir != defaultRunDir && data == "" {
@@ -120,6 +124,13 @@ func (c *cli) startDaemon(ctx context.Context) error {
 	args := []string{"--detach", "--run-dir", dir}
 	if data != "" {
 		args = append(args, "--data-dir", data)
+	}
+	// One that was killed comes back where it was: kubeconfigs and image names have its ports in them.
+	if r.APIPort > 0 {
+		args = append(args, "--api-port", strconv.Itoa(r.APIPort))
+	}
+	if r.RegistryPort > 0 {
+		args = append(args, "--registry-port", strconv.Itoa(r.RegistryPort))
 	}
 	fmt.Fprintln(c.err, "slipway: starting the daemon")
 	return daemonProgram(ctx, args...)

@@ -41,8 +41,8 @@ func inProject() bool {
 }
 
 // composeHelp explains the rule to people; keep it in step with handOver.
-const composeHelp = `Compose projects: up, down and scale are always about the project of the Compose
-file. In a folder with a Compose file ps, logs, exec and build are too, except:
+const composeHelp = `Compose projects: up, down, scale and config are always about the project of the
+Compose file. In a folder with a Compose file ps, logs, exec and build are too, except:
   slipway ps -a              lists containers
   slipway logs|exec NAME …   where NAME is a container that exists
   slipway build … DIR        builds the image of that directory (or - for stdin)
@@ -104,7 +104,7 @@ func handOver(args []string, f folder) (handover, bool) {
 
 func isCompose(verb string, rest []string, forced bool, f folder) bool {
 	switch verb {
-	case "up", "down", "scale":
+	case "up", "down", "scale", "config":
 		return true
 	case "ps", "logs", "exec", "build":
 	default:

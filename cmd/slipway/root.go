@@ -89,6 +89,7 @@ func (c *cli) projectCommands(root *cobra.Command) {
 	for _, v := range []struct{ use, short string }{
 		{"up [SERVICE...]", "Build and start the project of the Compose file"},
 		{"down", "Stop the project and remove what it made (--all: everything, and the daemon)"},
+		{"config", "Check the Compose file and print it as it is understood"},
 		{"scale SERVICE=N...", "Change how many replicas services have"},
 	} {
 		root.AddCommand(&cobra.Command{

@@ -67,6 +67,7 @@ func TestHandOver(t *testing.T) {
 		{"__completeNoDesc -f a.yaml logs w", outside, "__completeNoDesc -f a.yaml logs w"},
 		{"__complete images w", inside, "-"},
 		{"__complete up", outside, "__complete up"},
+		{"config --quiet", outside, "config --quiet"},
 		{"", inside, "-"},
 		{"--help", inside, "-"},
 	} {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"os"
@@ -148,6 +149,9 @@ func (c *cli) followSize(ctx context.Context, path string) (stop func()) {
 	}
 }
 
+// enough is how many interrupts end this command although the container goes on: pid 1 ignores those it has no handler for.
+const enough = 3
+
 // proxySignals sends the signals that this command gets to the container. stop ends it.
 func (c *cli) proxySignals(ctx context.Context, id string) (stop func()) {
 	got := make(chan os.Signal, 16)
@@ -155,9 +159,16 @@ func (c *cli) proxySignals(ctx context.Context, id string) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
-		for {
+		for interrupts := 0; ; {
 			select {
 			case sig := <-got:
+				if sig == syscall.SIGINT || sig == syscall.SIGTERM {
+					interrupts++
+				}
+				if interrupts == enough {
+					fmt.Fprintf(c.err, "slipway: interrupted %d times, and the container goes on: end it with `slipway rm -f %.12s`\n", enough, id)
+					os.Exit(1)
+				}
 				number := int(sig.(syscall.Signal))
 				_ = c.client.post(ctx, "/containers/"+id+"/kill", url.Values{"signal": {strconv.Itoa(number)}}, nil, nil)
 			case <-ctx.Done():
