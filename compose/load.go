@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/cli"
@@ -48,7 +49,7 @@ func Load(ctx context.Context, s Source) (*types.Project, error) {
 	case errors.Is(err, composeerrors.ErrNotFound) && len(s.Files) == 0:
 		return nil, fmt.Errorf("no compose.yaml in %s or above: write one, or name one with -f", orCurrent(dir))
 	case err != nil:
-		return nil, inFiles(opts.ConfigPaths, err)
+		return nil, inFiles(opts.ConfigPaths, legible(err))
 	case len(p.Services) == 0:
 		return nil, fmt.Errorf("%s: no service is selected: check services and --profile", strings.Join(p.ComposeFiles, ", "))
 	}
@@ -73,4 +74,16 @@ func inFiles(files []string, err error) error {
 		}
 	}
 	return fmt.Errorf("%s: %w", strings.Join(files, ", "), err)
+}
+
+// misspelt is how the schema's validator speaks of a key that no schema knows.
+var misspelt = regexp.MustCompile(`(\S+) false schema$`)
+
+// legible says in words what the validator says in its own.
+func legible(err error) error {
+	text := err.Error()
+	if better := misspelt.ReplaceAllString(text, "$1: there is no such key: is it misspelt?"); better != text {
+		return errors.New(better)
+	}
+	return err
 }

@@ -31,7 +31,7 @@ var wrongFiles = []struct{ name, file, want string }{
 	{
 		"unknown key of a service",
 		"services: {web: {image: a, imagee: b}}",
-		"validating DIR/compose.yaml: services.web.imagee false schema",
+		"validating DIR/compose.yaml: services.web.imagee: there is no such key: is it misspelt?",
 	},
 	{
 		"unknown key at the top",

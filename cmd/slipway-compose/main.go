@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 )
 
@@ -43,9 +44,19 @@ type usageError struct{ error }
 // codeInterrupted is what a shell gives a process that SIGINT ended.
 const codeInterrupted = 130
 
+// plain formats what compose-go logs (a variable that is not set, an obsolete key) as people read it.
+type plain struct{}
+
+// Format is logrus.Formatter's.
+func (plain) Format(e *logrus.Entry) ([]byte, error) {
+	return fmt.Appendf(nil, "%s: %s\n", e.Level, e.Message), nil
+}
+
 // run executes one command line and returns its exit code.
 func run(ctx context.Context, args []string, s streams) int {
 	a := &app{streams: s}
+	logrus.SetOutput(s.err)
+	logrus.SetFormatter(plain{})
 	root := a.rootCommand()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

@@ -168,6 +168,7 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 		s.want = *d.Spec.Replicas
 	}
 	s.trouble = t.trouble(d.Name)
+	s.failed = t.hopeless(d.Name)
 	st := d.Status
 	s.ready = st.AvailableReplicas
 	if d.Generation < generation || st.ObservedGeneration < d.Generation {
@@ -255,6 +256,26 @@ func (t *tracker) readyPods(service string) (n int32) {
 		}
 	})
 	return n
+}
+
+// hopeless is why a service's pods will not come up however long one waits, in one line: what they run cannot be
+// started, or their health check failed until they were killed. Only those that have never been up count.
+func (t *tracker) hopeless(service string) (why string) {
+	t.of(service, func(p *corev1.Pod) {
+		for i, c := range p.Status.ContainerStatuses {
+			if c.Started != nil && *c.Started {
+				continue
+			}
+			last := c.LastTerminationState.Terminated
+			switch {
+			case last != nil && last.Reason == "StartError":
+				why = "it cannot be started: " + firstLine(last.Message)
+			case last != nil && c.RestartCount > 0 && i < len(p.Spec.Containers) && p.Spec.Containers[i].StartupProbe != nil:
+				why = fmt.Sprintf("it is unhealthy: its health check failed until it was killed: see `slipway logs %s`", service)
+			}
+		}
+	})
+	return why
 }
 
 // trouble is what keeps a service's pods from running, in one line.

@@ -121,9 +121,18 @@ type Login struct {
 	ServerAddress string `json:"serveraddress,omitempty"`
 }
 
+// tagged is ref with the tag that is meant when none is given; the engine would take it for all tags.
+func tagged(ref string) string {
+	last := ref[strings.LastIndexByte(ref, '/')+1:]
+	if strings.ContainsAny(last, ":@") {
+		return ref
+	}
+	return ref + ":latest"
+}
+
 // Pull fetches an image; report hears of each line of progress. An empty platform is this machine's.
 func (c *Client) Pull(ctx context.Context, ref string, login *Login, platform string, report func(string)) error {
-	q := url.Values{"fromImage": {ref}}
+	q := url.Values{"fromImage": {tagged(ref)}}
 	if platform != "" {
 		q.Set("platform", platform)
 	}
