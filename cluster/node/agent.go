@@ -140,6 +140,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.tasks.Go(func() { a.heartbeat(ctx) })
 	a.sweep(ctx)
+	a.tasks.Go(func() { a.sweepOn(ctx) })
 	events := a.Events.Subscribe(time.Time{})
 	a.tasks.Go(func() { a.hearEngine(ctx, events) })
 	a.tasks.Go(func() {
@@ -172,12 +173,7 @@ func (a *Agent) podChanged(ctx context.Context, e store.Event) {
 	if w == nil {
 		w = newWorker(a, pod)
 		a.workers[pod.UID] = w
-		a.tasks.Go(func() {
-			w.run(ctx)
-			a.mu.Lock()
-			delete(a.workers, pod.UID)
-			a.mu.Unlock()
-		})
+		a.tasks.Go(func() { a.work(ctx, w) })
 		return
 	}
 	w.update(pod, false)
@@ -314,51 +310,81 @@ func anyContainer(pod *corev1.Pod, fn func(*corev1.Container) bool) bool {
 	return false
 }
 
-// sweep removes what pods that are gone left behind while no agent ran.
-func (a *Agent) sweep(ctx context.Context) {
-	alive := map[string]bool{}
-	for _, pod := range store.Indexed[*corev1.Pod](a.Reader, kinds.Pods, kinds.ByNode, a.Name) {
-		alive[string(pod.UID)] = true
-	}
-	log := a.Log.With("step", "remove what deleted pods left")
-	mine, err := a.Containers.List(container.Filter{Owner: container.OwnerNode, All: true})
-	if err != nil {
-		log.Error("list containers", "error", err)
-	}
-	gone := map[string]bool{}
-	for _, info := range mine {
-		if uid := info.Spec.Labels[labelPodUID]; !alive[uid] {
-			gone[uid] = true
+// sweepEvery is how often the agent looks for what nobody told it of: a pod that was deleted while the
+// agent was being started, for one.
+const sweepEvery = 10 * time.Second
+
+func (a *Agent) sweepOn(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			a.sweep(ctx)
 		}
 	}
-	boxes, err := a.Sandboxes.Sandboxes(ctx)
+}
+
+// sweep removes what pods that are no more have left on this machine.
+func (a *Agent) sweep(ctx context.Context) {
+	// The machine first, then the store: a pod that came meanwhile is in the store.
+	there := a.traces(ctx)
+	for _, pod := range store.Indexed[*corev1.Pod](a.Reader, kinds.Pods, kinds.ByNode, a.Name) {
+		delete(there, string(pod.UID))
+	}
+	for uid := range there {
+		w := newWorker(a, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Name: uid}})
+		w.gone = true
+		a.mu.Lock()
+		busy := a.workers[w.uid] != nil
+		if !busy {
+			a.workers[w.uid] = w
+		}
+		a.mu.Unlock()
+		if !busy {
+			a.tasks.Go(func() { a.work(ctx, w) })
+		}
+	}
+}
+
+// traces are the pods, by UID, that something on this machine belongs to.
+func (a *Agent) traces(ctx context.Context) map[string]bool {
+	there := map[string]bool{}
+	mine, err := a.Containers.List(container.Filter{Owner: container.OwnerNode, All: true})
 	if err != nil {
-		log.Error("list sandboxes", "error", err)
+		a.Log.Error("list containers of pods", "error", err)
+	}
+	for _, info := range mine {
+		there[info.Spec.Labels[labelPodUID]] = true
+	}
+	boxes, err := a.Sandboxes.Sandboxes(ctx)
+	if err != nil && ctx.Err() == nil {
+		a.Log.Error("list sandboxes of pods", "error", err)
 	}
 	for _, id := range boxes {
-		if uid, ok := sandboxPod(id); ok && !alive[uid] {
-			gone[uid] = true
+		if uid, ok := sandboxPod(id); ok {
+			there[uid] = true
 		}
 	}
 	for uid := range a.Networks.Pods() {
-		if !alive[uid] {
-			gone[uid] = true
-		}
+		there[uid] = true
 	}
 	for _, root := range []string{a.volumes.data, a.volumes.run} {
 		entries, _ := os.ReadDir(root)
 		for _, e := range entries {
-			if !alive[e.Name()] {
-				gone[e.Name()] = true
-			}
+			there[e.Name()] = true
 		}
 	}
-	delete(gone, "") // nobody's
-	for uid := range gone {
-		w := newWorker(a, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Name: uid}})
-		w.gone = true
-		if _, done := w.step(ctx); !done {
-			a.tasks.Go(func() { w.run(ctx) }) // until it is removed
-		}
-	}
+	delete(there, "") // nobody's
+	return there
+}
+
+// work runs a worker to its end and forgets it.
+func (a *Agent) work(ctx context.Context, w *worker) {
+	w.run(ctx)
+	a.mu.Lock()
+	delete(a.workers, w.uid)
+	a.mu.Unlock()
 }
