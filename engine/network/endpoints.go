@@ -29,7 +29,7 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, spec AttachSpec) (
 		if ep.HostIf != "" {
 			m.reap.delete(ep.HostIf)
 		}
-		return Endpoint{}, fmt.Errorf("failed to set up container networking: connect %s to network %s: %w", cmp.Or(ep.Name, ep.ContainerID), s.Name, err)
+		return Endpoint{}, fmt.Errorf("connect %s to network %s: %w", cmp.Or(ep.Name, ep.ContainerID), s.Name, err)
 	}
 	m.publish("connect", s.Network, map[string]string{"container": ep.ContainerID})
 	return m.snapshot(ep), nil
