@@ -120,6 +120,7 @@ func TestDaemonKilled(t *testing.T) {
 			t.FailNow()
 		}
 	}
+	load.finish(t)
 	watch.end(t)
 	if after := identities(t, d, "steady"); after != steady {
 		t.Errorf("the pods of a deployment that nobody touched were\n%s\nand are\n%s", steady, after)
@@ -296,6 +297,12 @@ func TestForeignFirewall(t *testing.T) {
 			}
 			if got := d.Exec(t, ns, pods[0], ask); !strings.HasPrefix(got, "from outside") {
 				t.Errorf("a pod reaches outside: %q", got)
+			}
+			dir := newProject(t)
+			for _, verb := range []string{"up", "down"} {
+				if err := slipway(t.Context(), t, d, dir, verb); err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -39,12 +41,52 @@ type load struct {
 	mu                                   sync.Mutex
 	configs, volumes, containers, images []string
 	removed                              []string // containers
+
+	project string // directory of a Compose project
+}
+
+// compose is what `slipway up` brings up: two services, one with a volume.
+const compose = `name: five
+services:
+  front: {image: "base:1", command: [sleep, inf], init: true, stop_grace_period: 0s, deploy: {replicas: 2}}
+  back: {image: "base:1", command: [sleep, inf], init: true, stop_grace_period: 0s, volumes: ["data:/data"]}
+volumes: {data: {}}
+`
+
+// slipway runs the command in the project's directory.
+func slipway(ctx context.Context, t testing.TB, d *harness.Daemon, dir string, args ...string) error {
+	cmd := d.Command(ctx, t, "slipway", args...)
+	cmd.Dir, cmd.Path = dir, filepath.Join(dir, "slipway")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("slipway %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// newProject writes the project's file, with the commands beside it: away from slipwayd, which they would start
+// themselves after a kill, ahead of the test.
+func newProject(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "compose.yaml"), []byte(compose), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"slipway", "slipway-compose"} {
+		program, err := os.ReadFile(filepath.Join(harness.Binaries(t), name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), program, 0o700)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 func newLoad(t *testing.T, d *harness.Daemon) *load {
 	client := d.DockerHTTP()
 	client.Timeout = patience
-	return &load{t: t, d: d, http: client, kube: d.Clientset(t)}
+	return &load{t: t, d: d, http: client, kube: d.Clientset(t), project: newProject(t)}
 }
 
 // start begins a round. Each task goes on until the round's end; requests that fail were not acknowledged.
@@ -63,6 +105,7 @@ func (l *load) start(round int) {
 	every(l.container)
 	every(l.build)
 	every(l.rollout)
+	every(l.upAndDown)
 }
 
 // stop ends a round once something was built in it, by whichever daemon.
@@ -123,6 +166,23 @@ func (l *load) rollout(ctx context.Context, name string) {
 	pods, err := l.kube.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{LabelSelector: "app=moving"})
 	if err == nil && len(pods.Items) > 0 {
 		l.kube.CoreV1().Pods(ns).Delete(ctx, pods.Items[0].Name, metav1.DeleteOptions{})
+	}
+}
+
+// upAndDown may be cut short anywhere; the next one has to cope with what it finds.
+func (l *load) upAndDown(ctx context.Context, _ string) {
+	if err := slipway(ctx, l.t, l.d, l.project, "up"); err == nil {
+		slipway(ctx, l.t, l.d, l.project, "down")
+	}
+}
+
+// finish brings the project up and down undisturbed.
+func (l *load) finish(t *testing.T) {
+	t.Helper()
+	for _, verb := range []string{"up", "down"} {
+		if err := slipway(t.Context(), t, l.d, l.project, verb); err != nil {
+			t.Errorf("after all the rounds: %v", err)
+		}
 	}
 }
 

@@ -63,7 +63,7 @@ func Binaries(t testing.TB) string {
 	if dir == "" {
 		t.Skip("SLIPWAY_BIN does not say where the programs are: run `sudo make test`, or build them and set it")
 	}
-	for _, name := range []string{"slipwayd", "slipway-warden", "slipway"} {
+	for _, name := range []string{"slipwayd", "slipway-warden", "slipway", "slipway-compose"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Fatalf("SLIPWAY_BIN: %v: run `make build`", err)
 		}
