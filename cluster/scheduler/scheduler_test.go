@@ -262,7 +262,7 @@ func TestWaitingPodsTryAgainWhenSomethingChanges(t *testing.T) {
 					t.Fatalf("pods are at %s; want p to wait", got)
 				}
 				tt.change(c)
-				c.Settle()
+				c.Sleep(time.Minute) // a change that came too early to help costs a wait: the back-off
 				if got := where(c); got != tt.want {
 					t.Errorf("pods are at %s; want %s", got, tt.want)
 				}

@@ -170,7 +170,8 @@ func total(sets []*appsv1.ReplicaSet) (n int32) {
 
 func available(sets []*appsv1.ReplicaSet) (n int32) {
 	for _, rs := range sets {
-		n += rs.Status.AvailableReplicas
+		// A set that was shrunk a moment ago still counts the pods it is about to lose.
+		n += min(rs.Status.AvailableReplicas, size(rs))
 	}
 	return n
 }

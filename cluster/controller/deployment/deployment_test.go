@@ -118,6 +118,9 @@ func watchAvailability(c *controllertest.Cluster, min, max int) func() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		// Everything else happens at whole multiples of ten milliseconds: between them the reflexes have settled,
+		// and a set that is about to lose a pod has lost it.
+		time.Sleep(7 * time.Millisecond)
 		for {
 			select {
 			case <-stop:
