@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -22,7 +23,7 @@ func TestNetworksOfContainers(t *testing.T) {
 	if _, err := m.networks.Create(t.Context(), network.Spec{Name: "front"}); err != nil {
 		t.Fatal(err)
 	}
-	serve := []string{"sh", "-c", "while :; do echo from $HOSTNAME | nc -l -p 80; done"}
+	serve := []string{"sh", "-c", "exec nc -ll -p 80 -e echo from $HOSTNAME"}
 	web := m.run(Spec{
 		Name: "web", Hostname: "webhost", Cmd: serve, NetworkMode: "front", Endpoints: map[string]EndpointSpec{"front": {Aliases: []string{"www"}}},
 		Ports: []PortMapping{{Proto: "tcp", ContainerPort: 80}},
@@ -30,13 +31,15 @@ func TestNetworksOfContainers(t *testing.T) {
 	if len(web.Ports) == 0 || web.Ports[0].HostPort == 0 || !web.Endpoints["front"].Addr.IsValid() {
 		t.Fatalf("web has ports %+v and endpoints %+v", web.Ports, web.Endpoints)
 	}
+	published := fmt.Sprintf("127.0.0.1:%d", web.Ports[0].HostPort)
+	awaitServer(t, published)
 	for _, name := range []string{"web", "www", web.ID[:12]} {
 		out, code := m.output(Spec{NetworkMode: "front", Cmd: []string{"nc", "-w", "5", name, "80"}})
 		if code != 0 || out != "from webhost\n" {
 			t.Errorf("by the name %s: %q, %d", name, out, code)
 		}
 	}
-	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", web.Ports[0].HostPort))
+	conn, err := net.Dial("tcp", published)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,4 +156,19 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// awaitServer waits until somebody answers: a container that has started need not listen yet.
+func awaitServer(t *testing.T, addr string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody listens at %s: %v", addr, err)
+		}
+	}
 }
