@@ -168,7 +168,9 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 		s.want = *d.Spec.Replicas
 	}
 	s.trouble = t.trouble(d.Name)
-	s.failed = t.hopeless(d.Name)
+	if s.failed = t.hopeless(d.Name); s.failed != "" {
+		s.trouble = "" // said already
+	}
 	st := d.Status
 	s.ready = st.AvailableReplicas
 	if d.Generation < generation || st.ObservedGeneration < d.Generation {
