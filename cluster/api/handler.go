@@ -59,7 +59,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 			s.log.Error("a request panicked", "uri", req.URL.Path, "panic", p, "stack", string(debug.Stack()))
 			c.fail(apierrors.NewInternalError(fmt.Errorf("this request made the server panic: its log has the stack; audit id %s", id)))
 		}
-		s.gauge.observe(c.info, c.w.code, time.Since(began))
+		s.observe(c.info, c.w.code, time.Since(began))
 		c.record(id, began)
 	}()
 	info, err := s.resolver.NewRequestInfo(req)
@@ -109,7 +109,7 @@ func (l *load) enter(long bool) (release func(), ok bool) {
 
 // longRunning are the requests without a time of their own: watches and streams.
 func longRunning(i *request.RequestInfo) bool {
-	if i.Verb == "watch" {
+	if i.Verb == "watch" || strings.HasPrefix(i.Path, "/debug/pprof/") {
 		return true
 	}
 	switch i.Subresource {
@@ -196,16 +196,25 @@ func (c *call) dispatch() {
 		c.s.serveOther(c.w, c.req)
 		return
 	}
-	gvr := schema.GroupVersionResource{Group: c.info.APIGroup, Version: c.info.APIVersion, Resource: c.info.Resource}
-	r := c.s.resources[gvr]
-	if c.info.Subresource != "" {
-		r = c.s.subs[subKey{gvr, c.info.Subresource}]
-	}
-	if r == nil || c.strange(r) {
+	r, ok := c.s.find(c.info)
+	if !ok || c.strange(r) {
 		c.fail(errNoRoute())
 		return
 	}
 	c.handle(r)
+}
+
+// find is the resource, or subresource, that a request names.
+func (s *Server) find(i *request.RequestInfo) (*resource, bool) {
+	if !i.IsResourceRequest {
+		return nil, false
+	}
+	gvr := schema.GroupVersionResource{Group: i.APIGroup, Version: i.APIVersion, Resource: i.Resource}
+	r := s.resources[gvr]
+	if i.Subresource != "" {
+		r = s.subs[subKey{gvr, i.Subresource}]
+	}
+	return r, r != nil
 }
 
 // strange is a path that parses but names nothing: a namespace before a cluster's resource,

@@ -7,13 +7,10 @@ import (
 	"runtime"
 	"sort"
 	"strings"
-	"sync"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/version"
-	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
 // Version is the Kubernetes version whose API this is. Clients compare theirs with it.
@@ -55,7 +52,9 @@ func (s *Server) serveOther(w http.ResponseWriter, req *http.Request) {
 	case strings.HasPrefix(path, "/healthz/"), strings.HasPrefix(path, "/livez/"), strings.HasPrefix(path, "/readyz/"):
 		s.healthCheck(w, req, path)
 	case path == "/metrics":
-		s.metrics(w)
+		s.metrics.handler().ServeHTTP(w, req)
+	case strings.HasPrefix(path, "/debug/pprof/"):
+		serveProfile(w, req)
 	case path == "/.well-known/openid-configuration":
 		writeBytes(w, "application/json", s.keys.config)
 	case path == "/openid/v1/jwks":
@@ -72,7 +71,7 @@ func (s *Server) failPlain(w http.ResponseWriter, req *http.Request, err error) 
 
 func (s *Server) paths() []string {
 	paths := []string{
-		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics",
+		"/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/debug/pprof/", "/healthz", "/livez", "/metrics",
 		"/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
 	}
 	for gv := range s.discovery.resources {
@@ -119,75 +118,5 @@ func (s *Server) healthCheck(w http.ResponseWriter, req *http.Request, path stri
 		http.Error(w, "the cluster's own objects are being made", http.StatusInternalServerError)
 	default:
 		s.failPlain(w, req, errNoRoute())
-	}
-}
-
-// gauge counts requests for /metrics, by upstream's names.
-type gauge struct {
-	mu    sync.Mutex
-	count map[gaugeKey]*gaugeValue
-}
-
-type gaugeKey struct {
-	verb, group, resource, subresource string
-	code                               int
-}
-
-type gaugeValue struct {
-	n   int64
-	sum time.Duration
-}
-
-// maxSeries bounds the memory that clients can take by asking for nonsense.
-const maxSeries = 4096
-
-func (g *gauge) observe(i *request.RequestInfo, code int, took time.Duration) {
-	if i == nil {
-		return
-	}
-	k := gaugeKey{verb: i.Verb, code: code}
-	if i.IsResourceRequest {
-		k.group, k.resource, k.subresource = i.APIGroup, i.Resource, i.Subresource
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	v, ok := g.count[k]
-	if !ok {
-		if g.count == nil {
-			g.count = map[gaugeKey]*gaugeValue{}
-		}
-		if len(g.count) >= maxSeries {
-			return
-		}
-		v = &gaugeValue{}
-		g.count[k] = v
-	}
-	v.n++
-	v.sum += took
-}
-
-func (s *Server) metrics(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	var lines []string
-	s.gauge.mu.Lock()
-	for k, v := range s.gauge.count {
-		labels := fmt.Sprintf("{verb=%q,group=%q,resource=%q,subresource=%q,code=\"%d\"}", strings.ToUpper(k.verb), k.group, k.resource, k.subresource, k.code)
-		lines = append(lines,
-			fmt.Sprintf("apiserver_request_total%s %d\n", labels, v.n),
-			fmt.Sprintf("apiserver_request_duration_seconds_count%s %d\n", labels, v.n),
-			fmt.Sprintf("apiserver_request_duration_seconds_sum%s %g\n", labels, v.sum.Seconds()))
-	}
-	s.gauge.mu.Unlock()
-	for gvr, r := range s.resources {
-		if r.kind != nil && r.gvk == r.kind.GVK {
-			lines = append(lines, fmt.Sprintf("apiserver_resource_objects{group=%q,resource=%q} %d\n", gvr.Group, gvr.Resource, s.objects.Snapshot(r.kind.Resource).Len()))
-		}
-	}
-	var mem runtime.MemStats
-	runtime.ReadMemStats(&mem)
-	lines = append(lines, fmt.Sprintf("go_goroutines %d\n", runtime.NumGoroutine()), fmt.Sprintf("go_memstats_heap_alloc_bytes %d\n", mem.HeapAlloc))
-	sort.Strings(lines)
-	for _, l := range lines {
-		fmt.Fprint(w, l)
 	}
 }

@@ -63,7 +63,7 @@ type Server struct {
 	openapi    http.Handler
 	kubelets   *kubelets
 	admission  *admissionChain
-	gauge      gauge
+	metrics    *metrics
 	load       load
 	keys       keyDocs
 	ready      chan struct{}
@@ -95,6 +95,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		resolver: &request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")},
 		reader:   &reader{objects: o.Store, closing: run, watches: 30 * time.Minute},
 	}
+	s.metrics = newMetrics(s)
 	if err := s.assemble(); err != nil {
 		stop(err)
 		return nil, fmt.Errorf("api server: %w", err)
