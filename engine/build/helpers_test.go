@@ -6,73 +6,26 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"testing"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/build"
 	"slipway.dev/slipway/engine/build/run"
 	"slipway.dev/slipway/engine/image"
 	"slipway.dev/slipway/engine/network"
+	"slipway.dev/slipway/engine/network/networktest"
 	"slipway.dev/slipway/engine/warden"
+	"slipway.dev/slipway/engine/warden/wardentest"
 )
-
-const netnsEnv = "SLIPWAY_TEST_IN_NETNS"
 
 // TestMain moves the tests, and the wardens that they start, into a network namespace of
 // their own: their bridges are nobody else's business.
 func TestMain(m *testing.M) {
-	if os.Getuid() == 0 && os.Getenv(netnsEnv) == "" {
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), netnsEnv+"=1"))
-		}
-		fmt.Fprintln(os.Stderr, "tests of engine/build need a network namespace:", err)
-		os.Exit(1)
-	}
-	if os.Getuid() == 0 {
-		if err := netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo"}}); err != nil {
-			fmt.Fprintln(os.Stderr, "bring up loopback:", err)
-			os.Exit(1)
-		}
-	}
-	code := m.Run()
-	if wardenDir != "" {
-		os.RemoveAll(wardenDir)
-	}
+	code := networktest.Run(m)
+	wardentest.Remove()
 	os.Exit(code)
-}
-
-var (
-	wardenDir  string
-	wardenOnce sync.Once
-	wardenErr  error
-)
-
-// wardenProgram builds the real warden, once.
-func wardenProgram(t testing.TB) string {
-	t.Helper()
-	wardenOnce.Do(func() {
-		if wardenDir, wardenErr = os.MkdirTemp("", "slipway-warden-"); wardenErr != nil {
-			return
-		}
-		cmd := exec.Command("go", "build", "-tags", "seccomp netgo osusergo", "-ldflags", "-s -w -extldflags -static",
-			"-o", filepath.Join(wardenDir, "slipway-warden"), "slipway.dev/slipway/cmd/slipway-warden")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			wardenErr = fmt.Errorf("%w\n%s", err, out)
-		}
-	})
-	if wardenErr != nil {
-		t.Fatalf("build the warden (it needs gcc and libseccomp's headers): %v", wardenErr)
-	}
-	return filepath.Join(wardenDir, "slipway-warden")
 }
 
 // withRunner lets builds run programs: a warden and a network, both real.
@@ -91,7 +44,7 @@ func withRunner(t testing.TB) func(*build.Options) {
 	h.Write([]byte(dir))
 	instance := fmt.Sprintf("%06x", h.Sum32()&0xffffff)
 	client, err := warden.Connect(ctx, warden.Options{
-		Socket: filepath.Join(dir, "w.sock"), Executable: wardenProgram(t), StateDir: filepath.Join(dir, "state"), RootDir: filepath.Join(dir, "roots"), Log: log,
+		Socket: filepath.Join(dir, "w.sock"), Executable: wardentest.Program(t), StateDir: filepath.Join(dir, "state"), RootDir: filepath.Join(dir, "roots"), Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

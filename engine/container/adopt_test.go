@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"slipway.dev/slipway/engine/warden"
+	"slipway.dev/slipway/engine/warden/wardentest"
 )
 
 // crash ends the manager without any of its goodbyes, and opens another over the same
@@ -77,7 +78,7 @@ func TestExitsDuringTheDaemonsAbsenceAreReported(t *testing.T) {
 	m.awaitLog(i.ID, "ready")
 	m.crash()
 
-	other, err := warden.Connect(t.Context(), warden.Options{Socket: m.dir + "/w.sock", Executable: wardenProgram(t), StateDir: m.dir + "/warden", RootDir: m.dir + "/rootfs"})
+	other, err := warden.Connect(t.Context(), warden.Options{Socket: m.dir + "/w.sock", Executable: wardentest.Program(t), StateDir: m.dir + "/warden", RootDir: m.dir + "/rootfs"})
 	if err != nil {
 		t.Fatal(err)
 	}

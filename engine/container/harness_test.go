@@ -8,92 +8,30 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/event"
 	"slipway.dev/slipway/engine/image"
 	"slipway.dev/slipway/engine/network"
+	"slipway.dev/slipway/engine/network/networktest"
 	"slipway.dev/slipway/engine/volume"
 	"slipway.dev/slipway/engine/warden"
-)
-
-const (
-	netnsEnv  = "SLIPWAY_TEST_IN_NETNS"
-	wardenEnv = "SLIPWAY_TEST_WARDEN"
+	"slipway.dev/slipway/engine/warden/wardentest"
 )
 
 // TestMain moves the test binary, and with it the warden that it starts, into a network
 // namespace of its own: bridges and rules of these tests are nobody else's business.
 func TestMain(m *testing.M) {
-	if os.Getuid() == 0 && os.Getenv(netnsEnv) == "" {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			fmt.Fprintln(os.Stderr, "tests of engine/container need a network namespace:", err)
-			os.Exit(1)
-		}
-		lo, err := netlink.LinkByName("lo")
-		if err == nil {
-			err = netlink.LinkSetUp(lo)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "bring the loopback interface up:", err)
-			os.Exit(1)
-		}
-		err = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), netnsEnv+"=1"))
-		fmt.Fprintln(os.Stderr, "re-exec in a network namespace:", err)
-		os.Exit(1)
-	}
-	os.Exit(runTests(m))
-}
-
-func runTests(m *testing.M) int {
-	defer func() {
-		if wardenDir != "" {
-			os.RemoveAll(wardenDir)
-		}
-	}()
-	return m.Run()
-}
-
-var (
-	wardenDir  string
-	wardenOnce sync.Once
-	wardenErr  error
-)
-
-// wardenProgram builds the real warden, once.
-func wardenProgram(t testing.TB) string {
-	t.Helper()
-	if p := os.Getenv(wardenEnv); p != "" { // in a child of a test, which must not build and leave one more
-		return p
-	}
-	wardenOnce.Do(func() {
-		wardenDir, wardenErr = os.MkdirTemp("", "slipway-warden-")
-		if wardenErr != nil {
-			return
-		}
-		cmd := exec.Command("go", "build", "-tags", "seccomp netgo osusergo runc_nocriu", "-ldflags", "-s -w -extldflags -static",
-			"-o", filepath.Join(wardenDir, "slipway-warden"), "slipway.dev/slipway/cmd/slipway-warden")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			wardenErr = fmt.Errorf("%w\n%s", err, out)
-		}
-	})
-	if wardenErr != nil {
-		t.Fatalf("build the warden (it needs gcc and libseccomp's headers): %v", wardenErr)
-	}
-	return filepath.Join(wardenDir, "slipway-warden")
+	code := networktest.Run(m)
+	wardentest.Remove()
+	os.Exit(code)
 }
 
 // machine is everything under a Manager, all of it real.
@@ -150,7 +88,7 @@ func (m *machine) open() {
 	m.down = false
 	m.bus = event.NewBus(1000)
 	m.client, err = warden.Connect(ctx, warden.Options{
-		Socket: m.dir + "/w.sock", Executable: wardenProgram(m.t), StateDir: m.dir + "/warden", RootDir: m.dir + "/rootfs", Log: m.log(),
+		Socket: m.dir + "/w.sock", Executable: wardentest.Program(m.t), StateDir: m.dir + "/warden", RootDir: m.dir + "/rootfs", Log: m.log(),
 	})
 	must(err)
 	m.images, err = image.Open(ctx, image.Options{Root: m.dir + "/data", Log: m.log(), Events: m.bus})

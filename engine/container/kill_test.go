@@ -7,11 +7,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"slipway.dev/slipway/engine/warden/wardentest"
 )
 
 const victimEnv = "SLIPWAY_TEST_VICTIM_DIR"
@@ -88,7 +91,8 @@ func TestKillAtAnyMoment(t *testing.T) {
 func killVictim(t *testing.T, dir string, acks int, last map[string]string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestVictim$", "-test.v")
-	cmd.Env = append(os.Environ(), victimEnv+"="+dir, wardenEnv+"="+wardenProgram(t))
+	// It must not build one more program, which nobody would remove.
+	cmd.Env = append(os.Environ(), victimEnv+"="+dir, "SLIPWAY_BIN="+filepath.Dir(wardentest.Program(t)))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -29,18 +29,31 @@ const netnsEnv = "SLIPWAY_TEST_IN_NETNS"
 // Main is for TestMain. It moves the whole test binary into a network namespace of its
 // own: the tests see a machine with nothing but a loopback interface, and the real one
 // sees nothing.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for a TestMain that has something left to do afterwards.
+func Run(m *testing.M) int {
 	if os.Getuid() == 0 && os.Getenv(netnsEnv) == "" {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			fmt.Fprintln(os.Stderr, "these tests need a network namespace:", err)
-			os.Exit(1)
-		}
-		err := syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), netnsEnv+"=1"))
-		fmt.Fprintln(os.Stderr, "re-exec in a network namespace:", err)
-		os.Exit(1)
+		fmt.Fprintln(os.Stderr, "these tests need a network namespace:", enterNamespace())
+		return 1
 	}
-	os.Exit(m.Run())
+	return m.Run()
+}
+
+// enterNamespace makes a network namespace and starts this program over in it; it returns only when that failed.
+func enterNamespace() error {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("bring the loopback interface up: %w", err)
+	}
+	return fmt.Errorf("start over: %w", syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), netnsEnv+"=1")))
 }
 
 // NeedRoot skips a test that cannot work without.
