@@ -130,7 +130,7 @@ func (d *daemon) openAPI(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.tasks.Go(func() {
+	d.tasks.Go("kubernetes API", func() {
 		if err := c.api.Serve(d.api); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			d.failed(fmt.Errorf("kubernetes API: %w", err))
 		}
@@ -153,7 +153,7 @@ func (d *daemon) openNode(ctx context.Context) (err error) {
 		return err
 	}
 	srv := &http.Server{Handler: c.node.Handler(), ReadHeaderTimeout: 30 * time.Second}
-	d.tasks.Go(func() { srv.Serve(d.kubelet) })
+	d.tasks.Go("kubelet API", func() { srv.Serve(d.kubelet) })
 	d.closers.add("kubelet API", func(context.Context) error { return srv.Close() })
 	d.run(ctx, "node agent", c.node.Run)
 	return nil
@@ -163,7 +163,7 @@ func (d *daemon) openNode(ctx context.Context) (err error) {
 func (d *daemon) run(ctx context.Context, name string, part func(context.Context) error) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	d.tasks.Go(func() {
+	d.tasks.Go(name, func() {
 		defer close(done)
 		if err := part(ctx); ctx.Err() == nil {
 			d.failed(fmt.Errorf("%s ended: %w", name, err))

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,7 +39,7 @@ type daemon struct {
 	kubelet  net.Listener // in memory
 	events   *record.Sink
 
-	tasks  sync.WaitGroup
+	tasks  tasks
 	failed context.CancelCauseFunc // a part that must run has ended
 }
 
@@ -62,21 +61,37 @@ func Run(ctx context.Context, o Options) error {
 	ctx, failed := context.WithCancelCause(ctx)
 	defer failed(errStopped)
 	d := &daemon{Options: o, instance: instanceID(o.DataDir), node: nodeName(), failed: failed}
-	err = d.open(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- d.serve(ctx) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	limit := time.NewTimer(stopLimit)
+	defer limit.Stop()
+	return d.awaitEnd(ended, limit.C)
+}
+
+// serve is one daemon's life, from opening to the end of its last task.
+func (d *daemon) serve(ctx context.Context) error {
+	leave := d.tasks.enter("opening")
+	err := d.open(ctx)
 	if err == nil {
 		err = d.announce()
 	}
+	leave()
 	if err == nil {
-		d.tasks.Go(func() { d.settle(ctx) })
+		d.tasks.Go("settling", func() { d.settle(ctx) })
 		<-ctx.Done()
 		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errStopped) {
 			err = cause
 		}
 	}
-	failed(errStopped)
+	d.failed(errStopped)
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
-	d.closers.close(stop, o.Log)
+	d.closers.close(stop, d.Log, &d.tasks)
 	d.tasks.Wait()
 	return err
 }
@@ -133,20 +148,20 @@ func (d *daemon) openDoors(ctx context.Context) error {
 	if d.registry, err = d.listen(ctx, "registry", "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(d.RegistryPort))); err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
-	d.serve("docker API", d.docker, dockerapi.New(dockerapi.Options{
+	d.door("docker API", d.docker, dockerapi.New(dockerapi.Options{
 		Containers: dockerContainers{e.containers}, Images: e.images, Networks: e.networks, Volumes: e.volumes,
 		Builder: d.engine.builder, Events: e.events, Log: d.Log.With("room", "dockerapi"),
 		Host: dockerapi.Host{ID: d.instance, Version: version.Version, DataDir: d.DataDir, Warnings: d.warnings},
 	}))
-	d.serve("registry", d.registry, registry.New(registry.Options{
+	d.door("registry", d.registry, registry.New(registry.Options{
 		Repositories: e.images.Repositories(), Host: d.registryHost, Log: d.Log.With("room", "registry")}))
 	return nil
 }
 
-// serve runs one plain HTTP server on a listener that the warden holds too.
-func (d *daemon) serve(name string, l net.Listener, h http.Handler) {
+// door runs one plain HTTP server on a listener that the warden holds too.
+func (d *daemon) door(name string, l net.Listener, h http.Handler) {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelDebug)}
-	d.tasks.Go(func() {
+	d.tasks.Go(name, func() {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			d.failed(fmt.Errorf("%s: %w", name, err))
 		}

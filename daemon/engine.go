@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -74,7 +75,8 @@ func (d *daemon) openEngine(ctx context.Context) error {
 	})
 	rooms.Go(func() (err error) {
 		e.networks, err = network.Open(ctx, network.Options{
-			Dir: filepath.Join(d.DataDir, "network"), Instance: d.instance, FDs: e.warden, Log: d.Log, Events: e.events, HostPolicy: d.HostPolicy})
+			Dir: filepath.Join(d.DataDir, "network"), Instance: d.instance, FDs: e.warden, Log: d.Log, Events: e.events, HostPolicy: d.HostPolicy,
+			PodPool: asked(d.PodRange), ServicePool: asked(d.ServiceRange)})
 		return err
 	})
 	rooms.Go(func() (err error) {
@@ -101,6 +103,14 @@ func (d *daemon) openEngine(ctx context.Context) error {
 	d.closers.add("containers", func(context.Context) error { return e.containers.Close() })
 	e.images.SetUsers(e.imageUsers)
 	return nil
+}
+
+// asked is a pool of the one range that was asked for, if any.
+func asked(p netip.Prefix) []netip.Prefix {
+	if !p.IsValid() {
+		return nil
+	}
+	return []netip.Prefix{p}
 }
 
 // imageUsers tells the image store which images containers need.

@@ -86,7 +86,7 @@ func Teardown(ctx context.Context, o Options) error {
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 		defer cancel()
-		d.closers.close(stop, o.Log)
+		d.closers.close(stop, o.Log, &d.tasks)
 	}()
 	if err := d.openStore(ctx); err != nil {
 		return err

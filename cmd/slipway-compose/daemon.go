@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -18,8 +19,10 @@ import (
 
 // record is what a daemon leaves in its run directory about itself: daemon.json.
 type record struct {
-	PID     int    `json:"pid"`
-	DataDir string `json:"dataDir"`
+	PID          int    `json:"pid"`
+	DataDir      string `json:"dataDir"`
+	APIPort      int    `json:"apiPort"`
+	RegistryPort int    `json:"registryPort"`
 }
 
 func readRecord(runDir string) (record, error) {
@@ -68,7 +71,8 @@ func (a *app) startDaemon(ctx context.Context) error {
 	if running(dir) {
 		return nil
 	}
-	if r, err := readRecord(dir); err == nil {
+	r, err := readRecord(dir)
+	if err == nil {
 		data = r.DataDir
 	}
 	if dir != defaultRunDir && data == "" {
@@ -80,6 +84,13 @@ func (a *app) startDaemon(ctx context.Context) error {
 	args := []string{"--detach", "--run-dir", dir}
 	if data != "" {
 		args = append(args, "--data-dir", data)
+	}
+	// One that was killed comes back where it was: kubeconfigs and image names have its ports in them.
+	if r.APIPort > 0 {
+		args = append(args, "--api-port", strconv.Itoa(r.APIPort))
+	}
+	if r.RegistryPort > 0 {
+		args = append(args, "--registry-port", strconv.Itoa(r.RegistryPort))
 	}
 	fmt.Fprintln(a.err, "slipway: starting the daemon")
 	path, err := program("slipwayd")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"slipway.dev/slipway/daemon"
 )
 
 // readyVariable tells a daemon in the background on which descriptor to say that it is ready.
@@ -25,9 +28,24 @@ func readyPipe() *os.File {
 	return os.NewFile(readyFD, "ready")
 }
 
-// background starts this program again in a session of its own and returns when that one is ready, or
-// with the end of its log when it ended instead.
-func (f flags) background() error {
+// background brings the daemon up in a session of its own, and returns when it is ready. One of the same directories
+// that somebody else has started, systemd for example, is as good.
+func (f flags) background(ctx context.Context) error {
+	failed := f.spawn()
+	if failed == nil {
+		return nil
+	}
+	other, err := daemon.AwaitOther(ctx, f.options)
+	if err != nil || other == 0 {
+		return failed
+	}
+	fmt.Fprintf(os.Stderr, "slipwayd: it runs already, as process %d\n", other)
+	return nil
+}
+
+// spawn starts this program again and returns when that one is ready, or with the end of its log when it ended
+// instead.
+func (f flags) spawn() error {
 	if err := os.MkdirAll(f.options.RunDir, 0o711); err != nil {
 		return err
 	}

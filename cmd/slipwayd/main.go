@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -38,6 +39,8 @@ func parse(args []string) (flags, error) {
 	set.StringVar(&f.options.RunDir, "run-dir", envOr("SLIPWAY_RUN_DIR", daemon.DefaultRunDir), "where sockets and the kubeconfig are ($SLIPWAY_RUN_DIR)")
 	set.IntVar(&f.options.APIPort, "api-port", daemon.DefaultAPIPort, "port of the Kubernetes API; 0: any free one")
 	set.IntVar(&f.options.RegistryPort, "registry-port", daemon.DefaultRegistryPort, "port of the registry, on localhost; 0: any free one")
+	set.Func("pod-range", "where pods have their addresses, such as 10.160.0.0/18: kept by the data directory once it is chosen; without it, one that this machine does not route", rangeOf(&f.options.PodRange))
+	set.Func("service-range", "where services have theirs, likewise", rangeOf(&f.options.ServiceRange))
 	set.BoolVar(&f.options.HostPolicy, "host-firewall", false, "let this machine's own firewall decide about forwarded traffic, instead of asking it to accept ours")
 	set.BoolVar(&f.detach, "detach", false, "return when everything is ready, leaving the daemon in the background")
 	set.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
@@ -54,6 +57,18 @@ func parse(args []string) (flags, error) {
 		return f, fmt.Errorf("unexpected argument %q: see --help", set.Arg(0))
 	}
 	return f, nil
+}
+
+// rangeOf reads an IPv4 range that has room for something.
+func rangeOf(to *netip.Prefix) func(string) error {
+	return func(text string) error {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || !p.Addr().Is4() || p.Bits() > 24 || p.Masked() != p {
+			return fmt.Errorf("%q is not an IPv4 range of at least 256 addresses, such as 10.160.0.0/18", text)
+		}
+		*to = p
+		return nil
+	}
 }
 
 func envOr(name, def string) string {
@@ -81,6 +96,7 @@ func run(args []string) int {
 func (f flags) act() error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
+	context.AfterFunc(ctx, cancel) // the second signal ends the process as if nobody listened
 	switch {
 	case f.version:
 		fmt.Println("slipwayd", version.Version)
@@ -97,6 +113,7 @@ func (f flags) act() error {
 	}
 	syscall.Umask(0o022) // what images and volumes hold must not depend on who starts us; sockets rely on it
 	f.options.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	f.options.Dump = os.Stderr
 	if err := f.programs(); err != nil {
 		return err
 	}
@@ -104,7 +121,7 @@ func (f flags) act() error {
 	case f.teardown:
 		return daemon.Teardown(ctx, f.options)
 	case f.detach:
-		return f.background()
+		return f.background(ctx)
 	}
 	if report := readyPipe(); report != nil {
 		f.options.Ready = func(daemon.Record) {
