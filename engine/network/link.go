@@ -133,7 +133,8 @@ func (l *links) named(prefix string) (map[string]netlink.Link, error) {
 	return found, nil
 }
 
-// taken lists every range that this machine routes or owns an address in.
+// taken lists every range that this machine routes or owns an address in. A default route is none, also not in the
+// two halves that VPNs make it of.
 func (l *links) taken() ([]netip.Prefix, error) {
 	routes, err := l.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	if err != nil {
@@ -144,7 +145,7 @@ func (l *links) taken() ([]netip.Prefix, error) {
 		if r.Dst == nil {
 			continue
 		}
-		if p, ok := fromIPNet(r.Dst); ok && p.Bits() > 0 {
+		if p, ok := fromIPNet(r.Dst); ok && p.Bits() > 1 {
 			all = append(all, p)
 		}
 	}

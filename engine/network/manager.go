@@ -233,7 +233,7 @@ func (m *Manager) releaseAllPorts(ctx context.Context) {
 func (m *Manager) want() rangesAndPorts {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	w := rangesAndPorts{pods: m.node.Pods}
+	w := rangesAndPorts{node: m.node}
 	for _, s := range m.networks {
 		w.networks = append(w.networks, s.Network)
 	}

@@ -114,7 +114,7 @@ func lockRanges() (func(), error) {
 }
 
 func (m *Manager) chooseRange(n *Network, spec Spec) error {
-	taken, err := m.links.taken()
+	taken, err := m.taken()
 	if err != nil {
 		return err
 	}

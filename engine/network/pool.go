@@ -131,19 +131,3 @@ func defaultPools() []Pool {
 		{netip.MustParsePrefix("192.168.0.0/16"), 20},
 	}
 }
-
-// ranges cuts base into ranges of bits length.
-func ranges(base string, bits int) []netip.Prefix {
-	b := netip.MustParsePrefix(base)
-	n := 1 << (bits - b.Bits())
-	all := make([]netip.Prefix, 0, n)
-	for i := range n {
-		all = append(all, netip.PrefixFrom(address(number(b.Addr())+uint32(i)<<(32-bits)), bits))
-	}
-	return all
-}
-
-// Ranges of pods and services of one machine: far from Docker's pools and from what
-// home and office networks like to use.
-func defaultPodPool() []netip.Prefix     { return ranges("10.160.0.0/12", 18) }
-func defaultServicePool() []netip.Prefix { return ranges("10.96.0.0/12", 18) }

@@ -2,10 +2,7 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/netip"
-	"os"
 
 	"github.com/vishvananda/netlink"
 )
@@ -146,59 +143,4 @@ func (m *Manager) sweep(existing map[string]netlink.Link) {
 			m.reap.delete(name)
 		}
 	}
-}
-
-// startNode brings up what belongs to the machine and to no container: the ranges of
-// pods and services, and the bridge without ports that carries the node's address.
-func (m *Manager) startNode() error {
-	if err := m.chooseRanges(); err != nil {
-		return err
-	}
-	m.podPool = newAllocator(m.node.Pods, m.node.Pods)
-	m.nodeAddr, _ = m.podPool.take()
-	if last, err := loadOne[netip.Addr](m.rec, kindCursor, podCursor); err == nil {
-		m.podPool.resume(last)
-	}
-	return m.links.ensureNode(m.nodeBridge(), m.nodeAddr, m.DNSAddr(), m.node)
-}
-
-func (m *Manager) chooseRanges() error {
-	var err error
-	m.node, err = loadOne[node](m.rec, "", "node")
-	if err == nil || !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	unlock, err := lockRanges()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	taken, err := m.links.taken()
-	if err != nil {
-		return err
-	}
-	if m.node.Pods, err = firstFree("pod", m.opts.PodPool, defaultPodPool(), taken); err != nil {
-		return err
-	}
-	if m.node.Services, err = firstFree("service", m.opts.ServicePool, defaultServicePool(), append(taken, m.node.Pods)); err != nil {
-		return err
-	}
-	// The routes are what others see: set before the lock is released.
-	dns := address(number(m.node.Services.Addr()) + dnsOffset)
-	if err := m.links.ensureNode(m.nodeBridge(), address(number(m.node.Pods.Addr())+1), dns, m.node); err != nil {
-		return err
-	}
-	return m.rec.put("", "node", m.node, true)
-}
-
-func firstFree(what string, asked, builtIn, taken []netip.Prefix) (netip.Prefix, error) {
-	if len(asked) == 0 {
-		asked = builtIn
-	}
-	for _, p := range asked {
-		if !overlapsAny(p, taken) {
-			return p, nil
-		}
-	}
-	return netip.Prefix{}, fmt.Errorf("choose the %s range: each of the %d candidates from %s on overlaps a route of this machine; name a free one", what, len(asked), asked[0])
 }

@@ -23,6 +23,7 @@ type packets struct {
 	all  string // matches every interface of the instance
 	pods string // matches every pod's interface
 
+	node      *nftables.Set // the ranges of pods and services: for other daemons to read, see claimedBy
 	masq      *nftables.Set // ranges whose packets leave with the host's address
 	same      *nftables.Set // (bridge, bridge): traffic within a network
 	home      *nftables.Set // (bridge, its addresses)
@@ -34,7 +35,7 @@ type packets struct {
 // rangesAndPorts is everything the table is made from.
 type rangesAndPorts struct {
 	networks []Network
-	pods     netip.Prefix
+	node     node
 	ports    []published
 }
 
@@ -48,6 +49,7 @@ func newPackets(conn *nft.Conn, instance string) *packets {
 	p := &packets{conn: conn, name: "slipway-" + instance, all: "sw" + instance + "-*", pods: "sw" + instance + "-p*"}
 	t := &nftables.Table{Name: p.name, Family: nftables.TableFamilyIPv4}
 	target := nft.Concat(nft.Addr, nft.Service)
+	p.node = &nftables.Set{Table: t, Name: "node", KeyType: nft.Addr, Interval: true}
 	p.masq = &nftables.Set{Table: t, Name: "masquerade", KeyType: nft.Addr, Interval: true}
 	p.same = &nftables.Set{Table: t, Name: "same", KeyType: nft.Concat(nft.IfName, nft.IfName)}
 	p.home = &nftables.Set{Table: t, Name: "home", KeyType: nft.Concat(nft.IfName, nft.Addr), Interval: true}
@@ -61,11 +63,12 @@ func newPackets(conn *nft.Conn, instance string) *packets {
 func (p *packets) rebuild(want rangesAndPorts) error {
 	err := p.conn.Do(func(b *nft.Batch) {
 		t := b.NewTable(p.name)
-		all := elements{masq: nft.Range(want.pods)}
+		all := elements{masq: nft.Range(want.node.Pods)}
 		for _, n := range want.networks {
 			all = all.and(networkElements(n))
 		}
 		anyAddr, oneAddr := portElements(want.ports)
+		b.Set(p.node, slices.Concat(nft.Range(want.node.Pods), nft.Range(want.node.Services)))
 		b.Set(p.masq, all.masq)
 		b.Set(p.same, all.same)
 		b.Set(p.home, all.home)
@@ -163,6 +166,16 @@ func portElements(ports []published) (anyAddr, oneAddr []nftables.SetElement) {
 		oneAddr = append(oneAddr, nftables.SetElement{Key: nft.Pad(nft.AddrBytes(p.HostIP), key), Val: to})
 	}
 	return anyAddr, oneAddr
+}
+
+// claimedBy reads from another instance's table which ranges are that one's.
+func (p *packets) claimedBy(table string) ([]netip.Prefix, error) {
+	node, err := p.conn.Ranges(table, p.node.Name)
+	if err != nil {
+		return nil, err
+	}
+	networks, err := p.conn.Ranges(table, p.masq.Name)
+	return slices.Concat(node, networks), err
 }
 
 func everyAddress(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }

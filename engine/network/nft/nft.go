@@ -12,7 +12,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -105,6 +107,51 @@ func (c *Conn) Chains() ([]*nftables.Chain, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.c.ListChains()
+}
+
+// Ranges reads a set of address ranges, as Range makes them, of any table; none when there is no such set.
+func (c *Conn) Ranges(table, set string) ([]netip.Prefix, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, err := c.c.GetSetByName(&nftables.Table{Name: table, Family: nftables.TableFamilyIPv4}, set)
+	if errors.Is(err, syscall.ENOENT) {
+		return nil, nil
+	}
+	var elems []nftables.SetElement
+	if err == nil {
+		elems, err = c.c.GetSetElements(s)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read set %s of nftables table %s: %w", set, table, err)
+	}
+	return rangesOf(elems), nil
+}
+
+// rangesOf pairs the beginnings and ends of ranges that do not overlap.
+func rangesOf(elems []nftables.SetElement) []netip.Prefix {
+	var firsts, ends []uint32
+	for _, e := range elems {
+		if len(e.Key) != 4 {
+			continue // not addresses
+		}
+		if n := binary.BigEndian.Uint32(e.Key); e.IntervalEnd {
+			ends = append(ends, n)
+		} else {
+			firsts = append(firsts, n)
+		}
+	}
+	slices.Sort(firsts)
+	slices.Sort(ends)
+	if extra := len(ends) - len(firsts); extra > 0 {
+		ends = ends[extra:] // the nft program marks where nothing begins, too
+	}
+	var all []netip.Prefix
+	for i, end := range ends {
+		var first [4]byte
+		binary.BigEndian.PutUint32(first[:], firsts[i])
+		all = append(all, netip.PrefixFrom(netip.AddrFrom4(first), 32-bits.Len32(end-firsts[i]-1)))
+	}
+	return all
 }
 
 // Do runs build and commits what it put into the batch as one transaction: all or nothing.
