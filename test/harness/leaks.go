@@ -104,9 +104,20 @@ func cookieOf(path string) uint64 {
 	defer unix.Close(ns)
 	cookie := make(chan uint64)
 	go func() {
-		// The thread is not unlocked: it ends with its goroutine, in the namespace it entered.
+		// The thread goes back to where it was. To let it end with its goroutine is not enough: the first thread
+		// of a Go program never ends, and would hold the namespace, which then looks left behind.
 		runtime.LockOSThread()
-		cookie <- cookieIn(ns)
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			cookie <- 0
+			return
+		}
+		defer unix.Close(home)
+		got := cookieIn(ns)
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		cookie <- got
 	}()
 	return <-cookie
 }
