@@ -12,9 +12,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
 )
 
-// maxWindow bounds the memory that a hostile zstd frame can ask for.
+// maxWindow bounds the memory that a hostile zstd frame or xz block can ask for.
 const maxWindow = 128 << 20
 
 var magics = []struct {
@@ -54,7 +55,7 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	switch c := compression(head); c {
+	switch compression(head) {
 	case "":
 		return io.NopCloser(b), nil
 	case "gzip":
@@ -71,8 +72,12 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		return damagedReader{z.IOReadCloser()}, nil
 	case "bzip2":
 		return damagedReader{io.NopCloser(bzip2.NewReader(b))}, nil
-	default:
-		return nil, fmt.Errorf("archive is compressed with %s, which is not read here: use gzip or zstd: %w", c, errdefs.ErrNotImplemented)
+	default: // xz
+		z, err := xz.NewReader(b, maxWindow)
+		if err != nil {
+			return nil, damaged(err)
+		}
+		return damagedReader{io.NopCloser(z)}, nil
 	}
 }
 

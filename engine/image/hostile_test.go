@@ -215,7 +215,7 @@ func TestDamagedArchives(t *testing.T) {
 		{"no archive", []byte("hello, world, this is not an archive at all" + strings.Repeat(".", 600)), "damaged tar", errdefs.IsInvalidArgument},
 		{"cut short", docker[:len(docker)/2], "damaged tar", errdefs.IsInvalidArgument},
 		{"cut gzip", gzipped(t, docker)[:200], "damaged compressed data", errdefs.IsInvalidArgument},
-		{"xz", append([]byte("\xfd7zXZ\x00"), make([]byte, 600)...), "compressed with xz", errdefs.IsNotImplemented},
+		{"damaged xz", append([]byte("\xfd7zXZ\x00"), make([]byte, 600)...), "damaged compressed data", errdefs.IsInvalidArgument},
 		{"manifest is no JSON", manifest(`[{`, config, layer), "manifest.json", errdefs.IsInvalidArgument},
 		{"no configuration", manifest(`[{"Config":"c.json","Layers":["l.tar"]}]`, layer), `configuration "c.json" is not in the archive`, errdefs.IsInvalidArgument},
 		{"configuration outside", manifest(`[{"Config":"/etc/passwd","Layers":["l.tar"]}]`, layer), `configuration "/etc/passwd" is not in the archive`, errdefs.IsInvalidArgument},

@@ -4,11 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -200,6 +202,23 @@ func checkLayer(t testing.TB, s *Store, l Layer, want []byte) {
 	}
 	if size != int64(len(want)) || !bytes.Equal(got, want) {
 		t.Errorf("layer %s comes back as %d bytes (%s), announced as %d; want the %d bytes that were loaded", l.DiffID, len(got), digest.FromBytes(got), size, len(want))
+	}
+}
+
+// An archive that xz compressed is a root file system like any other: most distributions publish theirs so.
+func TestImportXz(t *testing.T) {
+	const archive = `/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4Cf/AFtdADMAM1AYaImDAdzibiEFX+y+Q1pTw5Ws0GXNe6xtgtmN51QpqcP1uF7d9YuWpTBW2q2KO2yLl8TWLIL+lgsShiRzwxuJsv8Whq87Ny3K6d3EIP/+Gx0w5r90AAAAAKpx5MeoYkOEAAF3gFAAAACUVpmvscRn+wIAAAAABFla` // of one file f
+	s := openStore(t, Options{})
+	img, err := s.Import(t.Context(), base64.NewDecoder(base64.StdEncoding, strings.NewReader(archive)), "xz", ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := s.Rootfs(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(chain.Lower[0], "f")); err != nil || string(got) != "content" {
+		t.Errorf("f holds %q, %v; want %q", got, err, "content")
 	}
 }
 

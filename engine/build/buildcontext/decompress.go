@@ -4,23 +4,21 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os/exec"
-	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
 )
 
 var magics = []struct {
 	prefix []byte
-	open   func(context.Context, io.Reader) (io.ReadCloser, error)
+	open   func(io.Reader) (io.ReadCloser, error)
 }{
-	{[]byte{0x1f, 0x8b, 0x08}, func(_ context.Context, r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
-	{[]byte("BZh"), func(_ context.Context, r io.Reader) (io.ReadCloser, error) {
+	{[]byte{0x1f, 0x8b, 0x08}, func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
+	{[]byte("BZh"), func(r io.Reader) (io.ReadCloser, error) {
 		return io.NopCloser(bzip2.NewReader(r)), nil
 	}},
 	{[]byte{0x28, 0xb5, 0x2f, 0xfd}, openZstd},
@@ -28,7 +26,7 @@ var magics = []struct {
 }
 
 // Decompress recognises gzip, bzip2, zstd and xz by content; anything else is passed on.
-func Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
+func Decompress(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(6)
 	if err != nil && err != io.EOF {
@@ -36,66 +34,46 @@ func Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 	}
 	for _, m := range magics {
 		if bytes.HasPrefix(head, m.prefix) {
-			return m.open(ctx, br)
+			return m.open(br)
 		}
 	}
 	return io.NopCloser(br), nil
 }
 
-func openZstd(_ context.Context, r io.Reader) (io.ReadCloser, error) {
-	// The window is what an archive can make the daemon allocate.
-	d, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderConcurrency(1))
+// maxWindow is what an archive can make the daemon allocate; `xz -9` and `zstd -19` need half of it or less.
+const maxWindow = 128 << 20
+
+// ErrWindow says that an archive cannot be read in so much memory.
+var ErrWindow = errors.New("compressed with a window of more than 128 MiB: compress it again with `xz -9` or `zstd -19`")
+
+func openZstd(r io.Reader) (io.ReadCloser, error) {
+	d, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return nil, err
 	}
-	return d.IOReadCloser(), nil
+	return windowed{d.IOReadCloser()}, nil
 }
 
-// openXz runs the xz program: no Go package for it is as well tried, and Docker does the
-// same.
-func openXz(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	bin, err := exec.LookPath("xz")
+// openXz reads xz in this process, so that a machine without the xz program builds the same image.
+func openXz(r io.Reader) (io.ReadCloser, error) {
+	d, err := xz.NewReader(r, maxWindow)
 	if err != nil {
-		return nil, errors.New("xz-compressed, and the xz program is not installed here: install xz-utils, or use gzip or zstd")
+		return nil, window(err)
 	}
-	cmd := exec.CommandContext(ctx, bin, "-d", "-c", "-q")
-	cmd.Stdin = r
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start xz: %w", err)
-	}
-	return &xzReader{ReadCloser: out, cmd: cmd, complaint: &complaint}, nil
+	return windowed{io.NopCloser(d)}, nil
 }
 
-type xzReader struct {
-	io.ReadCloser
-	cmd       *exec.Cmd
-	complaint *bytes.Buffer
-	waited    bool
+// windowed says in our words that a window is too large.
+type windowed struct{ io.ReadCloser }
+
+func (w windowed) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	return n, window(err)
 }
 
-func (x *xzReader) Read(p []byte) (int, error) {
-	n, err := x.ReadCloser.Read(p)
-	if err == io.EOF && !x.waited {
-		x.waited = true
-		if werr := x.cmd.Wait(); werr != nil {
-			return n, fmt.Errorf("xz: %s", strings.TrimSpace(x.complaint.String()))
-		}
-	}
-	return n, err
-}
-
-func (x *xzReader) Close() error {
-	err := x.ReadCloser.Close()
-	if !x.waited {
-		x.waited = true
-		_ = x.cmd.Process.Kill()
-		_ = x.cmd.Wait() // killed on purpose: its status says nothing
+func window(err error) error {
+	if errors.Is(err, xz.ErrMemlimit) || errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return ErrWindow
 	}
 	return err
 }

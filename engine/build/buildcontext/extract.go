@@ -92,7 +92,7 @@ func Extract(ctx context.Context, r io.Reader, root string, opts Options) error 
 	}
 	opts.Limits = opts.Limits.orDefault()
 	packed := &counter{r: r}
-	plain, err := Decompress(ctx, packed)
+	plain, err := Decompress(packed)
 	if err != nil {
 		return &Error{Kind: opts.Kind, Reason: err.Error()}
 	}

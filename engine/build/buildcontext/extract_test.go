@@ -5,7 +5,10 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -159,7 +162,7 @@ func TestCompressions(t *testing.T) {
 			return w.EncodeAll(p, nil), nil
 		}},
 		{"bzip2", filter("bzip2")},
-		{"xz", filter("xz")},
+		{"xz", func([]byte) ([]byte, error) { return xzArchive(t), nil }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			data, err := tt.pack(plain)
@@ -174,6 +177,28 @@ func TestCompressions(t *testing.T) {
 				t.Errorf("f holds %q, %v; want %q", got, err, "content")
 			}
 		})
+	}
+}
+
+// xzArchive is a tar of the file f, compressed by `xz`, which Go can read but not write.
+func xzArchive(t *testing.T) []byte {
+	t.Helper()
+	data, err := base64.StdEncoding.DecodeString(`/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4Cf/AFtdADMAM1AYaImDAdzibiEFX+y+Q1pTw5Ws0GXNe6xtgtmN51QpqcP1uF7d9YuWpTBW2q2KO2yLl8TWLIL+lgsShiRzwxuJsv8Whq87Ny3K6d3EIP/+Gx0w5r90AAAAAKpx5MeoYkOEAAF3gFAAAACUVpmvscRn+wIAAAAABFla`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// What an xz block says that it needs is what a decoder would allocate: up to four gigabytes.
+func TestXzDictionaryIsBounded(t *testing.T) {
+	data := xzArchive(t)
+	block := data[12 : 12+4*(int(data[12])+1)] // the header of the first block, its checksum last
+	block[4] = 40                              // the dictionary's size: 4 GiB
+	binary.LittleEndian.PutUint32(block[len(block)-4:], crc32.ChecksumIEEE(block[:len(block)-4]))
+	err := Extract(context.Background(), bytes.NewReader(data), t.TempDir(), Options{})
+	if err == nil || !strings.Contains(err.Error(), ErrWindow.Error()) {
+		t.Errorf("Extract = %v; want an error about the window", err)
 	}
 }
 

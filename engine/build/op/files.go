@@ -250,7 +250,7 @@ func unpack(ctx context.Context, srcRoot, src, destRoot, dest string, a *pb.File
 	if err != nil {
 		return false, err
 	}
-	if ok, err := isArchive(ctx, p); err != nil || !ok {
+	if ok, err := isArchive(p); err != nil || !ok {
 		return false, err
 	}
 	into, err := fs.RootPath(destRoot, dest)
@@ -275,7 +275,7 @@ func unpack(ctx context.Context, srcRoot, src, destRoot, dest string, a *pb.File
 	return true, buildcontext.Extract(ctx, f, into, opts)
 }
 
-func isArchive(ctx context.Context, p string) (bool, error) {
+func isArchive(p string) (bool, error) {
 	st, err := os.Lstat(p)
 	if err != nil || !st.Mode().IsRegular() {
 		return false, nil // the copy that follows says what is wrong
@@ -285,15 +285,14 @@ func isArchive(ctx context.Context, p string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	r, err := buildcontext.Decompress(ctx, f)
-	if err != nil {
-		if strings.Contains(err.Error(), "not installed") {
-			return false, fmt.Errorf("unpack %q: %w", filepath.Base(p), err)
-		}
-		return false, nil
+	r, err := buildcontext.Decompress(f)
+	if err == nil {
+		defer r.Close()
+		_, err = tar.NewReader(io.LimitReader(r, 1<<20)).Next()
 	}
-	defer r.Close()
-	_, err = tar.NewReader(io.LimitReader(r, 1<<20)).Next()
+	if errors.Is(err, buildcontext.ErrWindow) { // an archive very likely, and copying it would be silently wrong
+		return false, fmt.Errorf("unpack %q: %w", filepath.Base(p), err)
+	}
 	return err == nil, nil
 }
 
