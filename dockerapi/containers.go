@@ -119,7 +119,8 @@ func (s *Server) stopContainer(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.containers.Stop(r.Context(), r.vars["id"], o); err != nil {
+	// A client that stops waiting does not take back what it asked for.
+	if err := s.containers.Stop(context.WithoutCancel(r.Context()), r.vars["id"], o); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -131,7 +132,7 @@ func (s *Server) restartContainer(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.containers.Restart(r.Context(), r.vars["id"], o); err != nil {
+	if err := s.containers.Restart(context.WithoutCancel(r.Context()), r.vars["id"], o); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -54,9 +54,13 @@ func (s *Server) getEvents(w *reply, r *request) error {
 	})
 }
 
-// copyEvents calls fn with every event from since (zero: from now) until the given moment (zero: for ever).
+// copyEvents calls fn with every event from since (zero: from now) until the given moment (zero: for ever). With an end
+// and no beginning it starts with the oldest that is remembered, as Docker does.
 func (s *Server) copyEvents(ctx context.Context, since, until time.Time, fn func(event.Event) error) error {
 	if !until.IsZero() {
+		if since.IsZero() {
+			since = time.Unix(0, 0)
+		}
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, until)
 		defer cancel()

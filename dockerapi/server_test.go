@@ -323,7 +323,8 @@ func TestEventsReplayAndFilter(t *testing.T) {
 		{`{"image":["app"]}`, "start health_status: healthy tag"},
 		{`{"label":["slipway.owner=node"]}`, "start"},
 	} {
-		path := fmt.Sprintf("/events?since=%d&until=%d&filters=%s", epoch.Unix()-1, epoch.Unix()+1, tt.filters)
+		// Without a beginning it is everything that is remembered.
+		path := fmt.Sprintf("/events?until=%d&filters=%s", epoch.Unix()+1, tt.filters)
 		_, raw := h.do("GET", strings.NewReplacer("{", "%7B", "}", "%7D", `"`, "%22").Replace(path), "")
 		var actions []string
 		for dec := json.NewDecoder(bytes.NewReader([]byte(raw))); dec.More(); {

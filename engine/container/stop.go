@@ -29,11 +29,7 @@ func (m *Manager) Stop(ctx context.Context, ref string, o StopOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := m.stop(ctx, c, sig, stopTimeout(c.spec(), o.Timeout)); err != nil {
-		return err
-	}
-	m.publish(c, "stop", nil)
-	return nil
+	return m.stop(ctx, c, sig, stopTimeout(c.spec(), o.Timeout))
 }
 
 func stopSignal(spec *Spec, override string) (syscall.Signal, error) {
@@ -73,9 +69,17 @@ func (m *Manager) stop(ctx context.Context, c *instance, sig syscall.Signal, sec
 	if !wasRunning {
 		return errdefs.ErrNotModified.WithMessage("container is already stopped")
 	}
-	if ended == nil { // it was only waiting to be started again
-		return nil
+	if ended != nil { // else it was only waiting to be started again
+		if err := m.end(ctx, c, ended, sig, seconds); err != nil {
+			return err
+		}
 	}
+	m.publish(c, "stop", nil)
+	return nil
+}
+
+// end asks a run to end and, after so many seconds, makes it.
+func (m *Manager) end(ctx context.Context, c *instance, ended <-chan struct{}, sig syscall.Signal, seconds int) error {
 	if err := m.signal(ctx, c, sig); err != nil {
 		m.Log.Warn("stop signal is not delivered: killing", "container", c.id, "signal", sig.String(), "error", err)
 		seconds = 0
@@ -149,6 +153,8 @@ func (c *instance) endByHand() (ended <-chan struct{}, wasRunning bool) {
 // signal sends sig to the container's first process, and lets it run if it is paused:
 // a frozen process would never notice.
 func (m *Manager) signal(ctx context.Context, c *instance, sig syscall.Signal) error {
+	// Before it is sent: who follows events must hear of the signal before the death that it brings.
+	m.publish(c, "kill", map[string]string{"signal": strconv.Itoa(int(sig))})
 	err := m.Warden.Signal(ctx, c.id, "", sig)
 	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 		return nil // it has just ended; the exit is on its way
@@ -183,24 +189,17 @@ func (m *Manager) Kill(ctx context.Context, ref, name string) error {
 	if !c.saved().State.Running {
 		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("cannot kill container: %s: container %s is not running", ref, c.id))
 	}
-	if sig == syscall.SIGKILL || sig == stop {
-		ended, running := c.endByHand()
-		if !running || ended == nil {
-			return nil
-		}
-		if sig == syscall.SIGKILL {
-			err = m.kill(ctx, c, ended)
-		} else {
-			err = m.signal(ctx, c, sig)
-		}
-	} else {
-		err = m.signal(ctx, c, sig)
+	if sig != syscall.SIGKILL && sig != stop {
+		return m.signal(ctx, c, sig)
 	}
-	if err != nil {
-		return err
+	ended, running := c.endByHand()
+	if !running || ended == nil {
+		return nil
 	}
-	m.publish(c, "kill", map[string]string{"signal": strconv.Itoa(int(sig))})
-	return nil
+	if sig == syscall.SIGKILL {
+		return m.kill(ctx, c, ended)
+	}
+	return m.signal(ctx, c, sig)
 }
 
 // Restart stops a container, if it runs, and starts it.
