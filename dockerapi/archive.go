@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 
 	containertypes "github.com/moby/moby/api/types/container"
@@ -99,23 +100,22 @@ func (s *Server) containerChanges(w *reply, r *request) error {
 }
 
 func (s *Server) exportContainer(w *reply, r *request) error {
-	info, err := s.containers.Get(r.vars["id"])
-	if err != nil {
-		return err
-	}
-	content, err := s.containers.Export(r.Context(), info.ID)
+	content, err := s.containers.Export(r.Context(), r.vars["id"])
 	if err != nil {
 		return err
 	}
 	defer content.Close()
-	s.publishContainer(info, "export")
 	return sendTar(w, content)
 }
 
 // publishContainer announces what this package does to a container by itself.
-func (s *Server) publishContainer(info container.Info, action string) {
-	s.events.Publish(event.Event{
-		Type: event.Container, Action: action,
-		Actor: event.Actor{ID: info.ID, Attributes: map[string]string{"name": info.Name, "image": info.Spec.Image}},
-	})
+func (s *Server) publishContainer(info container.Info, action string, more map[string]string) {
+	attributes := map[string]string{}
+	maps.Copy(attributes, info.Spec.Labels)
+	attributes["name"], attributes["image"] = info.Name, info.Spec.Image
+	if info.Spec.Owner != container.OwnerDocker {
+		attributes[event.OwnerAttribute] = info.Spec.Owner
+	}
+	maps.Copy(attributes, more)
+	s.events.Publish(event.Event{Type: event.Container, Action: action, Actor: event.Actor{ID: info.ID, Attributes: attributes}})
 }

@@ -12,13 +12,15 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/common"
 	containertypes "github.com/moby/moby/api/types/container"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"slipway.dev/slipway/engine/container"
 	"slipway.dev/slipway/engine/image"
 )
 
-// commitContainer makes an image of a container: its files as one layer, its configuration with the requested changes.
+// commitContainer makes an image of a container: the layers of its image and one more, with what the container
+// changed, and its configuration with the requested changes.
 func (s *Server) commitContainer(w *reply, r *request) error {
 	info, err := s.containers.Get(r.query.Get("container"))
 	if err != nil {
@@ -39,24 +41,23 @@ func (s *Server) commitContainer(w *reply, r *request) error {
 			return err
 		}
 	}
-	if r.flagOr("pause", true) && info.State.Running && !info.State.Paused {
-		if err := s.containers.Pause(r.Context(), info.ID); err != nil {
-			return err
-		}
-		defer func() { _ = s.containers.Unpause(r.Context(), info.ID) }() // it may have been killed meanwhile
-	}
-	files, err := s.containers.Export(r.Context(), info.ID)
+	// The layer belongs to nobody until the image is written.
+	ctx, done, err := s.images.Lease(r.Context())
 	if err != nil {
 		return err
 	}
-	defer files.Close()
+	defer done()
+	chain, err := s.containers.Commit(ctx, info.ID, r.flagOr("pause", true))
+	if err != nil {
+		return err
+	}
 	o := image.ImportOptions{Message: r.query.Get("comment"), Created: time.Now().UTC()}
 	o.Config.Config, o.Config.Author = config, r.query.Get("author")
-	img, err := s.images.Import(r.Context(), files, ref, o)
+	img, err := s.images.Derive(ctx, digest.Digest(info.ImageID), chain, ref, commandLine(info.Path, info.Args), o)
 	if err != nil {
 		return err
 	}
-	s.publishContainer(info, "commit")
+	s.publishContainer(info, "commit", map[string]string{"comment": o.Message, "imageID": img.ID.String(), "imageRef": ref})
 	return writeJSON(w, http.StatusCreated, common.IDResponse{ID: img.ID.String()})
 }
 

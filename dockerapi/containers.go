@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	containertypes "github.com/moby/moby/api/types/container"
+	"github.com/opencontainers/go-digest"
 
 	"slipway.dev/slipway/engine/container"
 )
@@ -47,6 +48,7 @@ type Containers interface {
 	CopyTo(ctx context.Context, ref, path string, content io.Reader, o container.CopyToOptions) error
 	Changes(ctx context.Context, ref string) ([]container.Change, error)
 	Export(ctx context.Context, ref string) (io.ReadCloser, error)
+	Commit(ctx context.Context, ref string, pause bool) (digest.Digest, error)
 
 	Connect(ctx context.Context, ref, network string, e container.EndpointSpec) error
 	Disconnect(ctx context.Context, ref, network string, force bool) error

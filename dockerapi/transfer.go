@@ -11,6 +11,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"slipway.dev/slipway/engine/image"
@@ -30,6 +31,8 @@ type Images interface {
 	Load(ctx context.Context, r io.Reader, progress image.ProgressFunc) ([]string, error)
 	Save(ctx context.Context, w io.Writer, refs []string) error
 	Import(ctx context.Context, r io.Reader, ref string, o image.ImportOptions) (image.Image, error)
+	Derive(ctx context.Context, parent, chain digest.Digest, ref, by string, o image.ImportOptions) (image.Image, error)
+	Lease(ctx context.Context) (_ context.Context, done func(), err error)
 }
 
 // createImage is pull when the request names an image, and import when it brings one.

@@ -157,33 +157,37 @@ func isEmptyFile(p string) bool {
 }
 
 // Commit makes a layer of what the container changed, on its image's chain, and returns
-// the new chain. With pause a running container is frozen meanwhile. Call it under a lease
-// of the image store, until an image refers to the chain.
+// the new chain. With pause a running container is frozen while its files are copied. Call it
+// under a lease of the image store, until an image refers to the chain. The event is the
+// caller's: only it knows what image comes of the layer.
 func (m *Manager) Commit(ctx context.Context, ref string, pause bool) (digest.Digest, error) {
 	c, err := m.find(ref)
 	if err != nil {
 		return "", err
-	}
-	if st := c.saved().State; pause && st.Running && !st.Paused {
-		if err := m.Pause(ctx, c.id); err != nil {
-			return "", err
-		}
-		defer m.Unpause(context.WithoutCancel(ctx), c.id)
 	}
 	draft, err := m.Images.NewLayer(ctx, digest.Digest(c.record().ChainID))
 	if err != nil {
 		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
 	}
 	defer draft.Discard()
-	if err := copyLayer(draft.Upper, filepath.Join(c.dir, "upper")); err != nil {
+	if err := m.copyFrozen(ctx, c, draft.Upper, pause); err != nil {
 		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
 	}
 	layer, err := draft.Commit(ctx, image.LayerMeta{})
 	if err != nil {
 		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
 	}
-	m.publish(c, "commit", map[string]string{"comment": ""})
 	return layer.ChainID, nil
+}
+
+func (m *Manager) copyFrozen(ctx context.Context, c *instance, dst string, pause bool) error {
+	if st := c.saved().State; pause && st.Running && !st.Paused {
+		if err := m.Pause(ctx, c.id); err != nil {
+			return err
+		}
+		defer func() { _ = m.Unpause(context.WithoutCancel(ctx), c.id) }() // it may have been killed meanwhile
+	}
+	return copyLayer(dst, filepath.Join(c.dir, "upper"))
 }
 
 // copyLayer copies a writable layer, whiteouts and all, without what only a start made.

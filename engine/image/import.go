@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -50,7 +53,9 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
-	config, err := json.Marshal(o.config())
+	c := o.config()
+	c.History = []ocispec.History{{Created: c.Created, Comment: o.Message}}
+	config, err := json.Marshal(c)
 	if err != nil {
 		return Image{}, err
 	}
@@ -72,6 +77,39 @@ func (o ImportOptions) config() Config {
 		created = time.Now().UTC()
 	}
 	c.Created = &created
-	c.History = []ocispec.History{{Created: &created, Comment: o.Message}}
 	return c
+}
+
+// Derive makes an image of a chain that has one layer more than the image parent: what a container
+// changed. by is the command that ran. The parent's history is continued; it may be gone, because a
+// container keeps the layers of its image only.
+func (s *Store) Derive(ctx context.Context, parent, chain digest.Digest, ref, by string, o ImportOptions) (Image, error) {
+	var names []string
+	if ref != "" {
+		names = []string{ref}
+	}
+	from, err := s.Get(ctx, parent.String())
+	if err == nil && o.Platform == nil {
+		o.Platform = &from.Platform
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return Image{}, err
+	}
+	c := o.config()
+	below, err := s.Chain(chain)
+	if err != nil {
+		return Image{}, err
+	}
+	c.History = slices.Clone(from.Config.History)
+	if len(c.History) == 0 {
+		for range below.Layers[:len(below.Layers)-1] {
+			c.History = append(c.History, ocispec.History{Comment: "not known"})
+		}
+	}
+	c.History = append(c.History, ocispec.History{Created: c.Created, CreatedBy: by, Author: c.Author, Comment: o.Message})
+	config, err := json.Marshal(c)
+	if err != nil {
+		return Image{}, err
+	}
+	return s.WriteImage(ctx, config, chain, names)
 }
