@@ -135,8 +135,8 @@ func (g *registry) uploads(w http.ResponseWriter, r *http.Request, repo, id stri
 
 func (g *registry) startUpload(w http.ResponseWriter, r *http.Request, repo string) error {
 	q := r.URL.Query()
-	if alg := q.Get("digest-algorithm"); alg != "" && alg != "sha256" {
-		return errorOf(codeDigestInvalid, "digest algorithm "+quote(alg)+" is not supported: use sha256")
+	if alg := q.Get("digest-algorithm"); alg != "" && alg != "sha256" && alg != "sha512" {
+		return errorOf(codeDigestInvalid, "digest algorithm "+quote(alg)+" is not supported: use sha256 or sha512")
 	}
 	if mount := digest.Digest(q.Get("mount")); mount != "" && mount.Validate() == nil {
 		err := g.repos.Mount(r.Context(), repo, q.Get("from"), mount)

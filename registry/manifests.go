@@ -2,6 +2,7 @@ package registry
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -17,6 +18,9 @@ import (
 
 // maxManifest is what other registries accept at most, and the store reads.
 const maxManifest = 4 << 20
+
+// maxTags is how many tags one request may set beside its own.
+const maxTags = 100
 
 func (g *registry) manifests(w http.ResponseWriter, r *http.Request, repo, ref string) error {
 	if d := digest.Digest(ref); d.Validate() != nil && !tagRule.MatchString(ref) {
@@ -63,7 +67,16 @@ func (g *registry) putManifest(w http.ResponseWriter, r *http.Request, repo, ref
 	if err != nil {
 		return err
 	}
-	d, err := g.repos.PutManifest(r.Context(), g.host(), repo, ref, mediaType, raw)
+	tags := r.URL.Query()["tag"]
+	if len(tags) > maxTags {
+		return errorOf(codeManifestInvalid, fmt.Sprintf("%d tags at once are more than %d", len(tags), maxTags))
+	}
+	for _, tag := range tags {
+		if !tagRule.MatchString(tag) {
+			return errorOf(codeManifestInvalid, "tag "+quote(tag)+" is not valid")
+		}
+	}
+	d, err := g.repos.PutManifest(r.Context(), g.host(), repo, ref, tags, mediaType, raw)
 	if err != nil {
 		if digest.Digest(ref).Validate() == nil && d.Digest != "" && d.Digest.String() != ref {
 			return as(codeDigestInvalid, errdefs.IsInvalidArgument, err)
@@ -73,6 +86,9 @@ func (g *registry) putManifest(w http.ResponseWriter, r *http.Request, repo, ref
 	h := w.Header()
 	h.Set("Location", "/v2/"+repo+"/manifests/"+d.Digest.String())
 	h.Set("Docker-Content-Digest", d.Digest.String())
+	for _, tag := range tags {
+		h.Add("OCI-Tag", tag)
+	}
 	var doc struct {
 		Subject *ocispec.Descriptor `json:"subject"`
 	}

@@ -18,7 +18,7 @@ type Repositories interface {
 	List(ctx context.Context) ([]string, error)
 	Tags(ctx context.Context, repo string) ([]string, error)
 	Manifest(ctx context.Context, repo, ref string) (ocispec.Descriptor, []byte, error)
-	PutManifest(ctx context.Context, host, repo, ref, mediaType string, raw []byte) (ocispec.Descriptor, error)
+	PutManifest(ctx context.Context, host, repo, ref string, tags []string, mediaType string, raw []byte) (ocispec.Descriptor, error)
 	DeleteManifest(ctx context.Context, repo, ref string) error
 	Referrers(ctx context.Context, repo string, subject digest.Digest) ([]ocispec.Descriptor, error)
 	Blob(ctx context.Context, repo string, d digest.Digest) (image.Blob, error)

@@ -51,8 +51,10 @@ func TestWhatWasPushedSurvivesARestart(t *testing.T) {
 	m.want(t, 404, "PUT", unfinished+"?digest="+digest.FromString("half").String(), nil)
 
 	m.want(t, 202, "DELETE", "/v2/r/manifests/"+pushed.String(), nil)
+	m.want(t, 202, "DELETE", "/v2/r/blobs/"+loose.String(), nil)
 	m.restart(t, root)
 	m.want(t, 404, "GET", "/v2/r/manifests/1", nil)
+	m.want(t, 404, "GET", "/v2/r/blobs/"+loose.String(), nil)
 }
 
 // imageOf puts an image for one platform into a repository, under its digest only.

@@ -27,6 +27,10 @@ const labelRepository = "slipway.dev/registry.repository"
 type Repositories struct {
 	store *Store
 
+	// edit is held while names on disk and members in memory change together, so that a manifest that is put
+	// and deleted at the same moment ends up the same in both. It is taken before all other locks.
+	edit sync.Mutex
+
 	mu      sync.Mutex
 	ready   bool // members are read from disk at the first use
 	members map[string]*members
@@ -267,10 +271,10 @@ func (r *Repositories) Referrers(ctx context.Context, repo string, d digest.Dige
 	return found, err
 }
 
-// PutManifest stores a manifest under a tag or its own digest. Everything it lists must
+// PutManifest stores a manifest under a tag or its own digest, and under more tags. Everything it lists must
 // be in the repository already; a subject and the manifests of an index need not. host is
 // how clients call this registry: a tagged image is also named host/repo:tag on this machine.
-func (r *Repositories) PutManifest(ctx context.Context, host, repo, ref, mediaType string, raw []byte) (ocispec.Descriptor, error) {
+func (r *Repositories) PutManifest(ctx context.Context, host, repo, ref string, tags []string, mediaType string, raw []byte) (ocispec.Descriptor, error) {
 	s := r.store
 	ctx, done, err := s.Lease(ctx)
 	if err != nil {
@@ -285,20 +289,22 @@ func (r *Repositories) PutManifest(ctx context.Context, host, repo, ref, mediaTy
 		return ocispec.Descriptor{}, fmt.Errorf("manifest says it is a %q, its Content-Type %q: %w", doc.MediaType, mediaType, errdefs.ErrInvalidArgument)
 	}
 	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-	tag := ref
-	if given := digest.Digest(ref); given.Validate() == nil {
-		if given != d.Digest {
+	if given := digest.Digest(ref); given.Validate() == nil && KnownAlgorithm(given) {
+		if d.Digest = given.Algorithm().FromBytes(raw); given != d.Digest {
 			return d, mismatch("manifest", given, d.Digest)
 		}
-		tag = ""
+	} else {
+		tags = append([]string{ref}, tags...)
 	}
+	r.edit.Lock()
+	defer r.edit.Unlock()
 	if err := r.vet(ctx, repo, doc); err != nil {
 		return d, err
 	}
-	if _, err := s.writeBlob(ctx, mediaType, raw, childLabels(doc)); err != nil {
+	if err := s.writeBlobAs(ctx, d, raw, childLabels(doc)); err != nil {
 		return d, err
 	}
-	return d, r.publish(ctx, host, repo, tag, d, doc)
+	return d, r.publishLocked(ctx, host, repo, tags, d, doc)
 }
 
 // vet checks that a manifest lists nothing that is not in the repository.
@@ -352,20 +358,29 @@ func childLabels(doc anyManifest) map[string]string {
 	return labels
 }
 
-// publish writes the names of a manifest that is stored, all in one transaction, and then
-// makes it visible.
+// publish makes an image that is stored a member of a repository.
 func (r *Repositories) publish(ctx context.Context, host, repo, tag string, d ocispec.Descriptor, doc anyManifest) error {
+	r.edit.Lock()
+	defer r.edit.Unlock()
+	return r.publishLocked(ctx, host, repo, []string{tag}, d, doc)
+}
+
+// publishLocked writes the names of a manifest that is stored, all in one transaction, and
+// then makes it visible.
+func (r *Repositories) publishLocked(ctx context.Context, host, repo string, tags []string, d ocispec.Descriptor, doc anyManifest) error {
 	target, runnable := r.imageIn(ctx, d, doc, 0)
 	err := r.store.editNames(ctx, func(now map[string]record) (c change, _ error) {
 		c.put = append(c.put, record{Name: registryPrefix + repo + "@" + d.Digest.String(), Target: d})
-		if tag == "" {
+		for _, tag := range tags {
+			c.put = append(c.put, record{Name: registryPrefix + repo + ":" + tag, Target: d})
+		}
+		if !runnable || host == "" || len(tags) == 0 {
 			return c, nil
 		}
-		c.put = append(c.put, record{Name: registryPrefix + repo + ":" + tag, Target: d})
-		if runnable && host != "" {
+		for _, tag := range tags {
 			c.point(now, host+"/"+repo+":"+tag, target, nil)
-			c.point(now, host+"/"+repo+"@"+d.Digest.String(), target, nil)
 		}
+		c.point(now, host+"/"+repo+"@"+d.Digest.String(), target, nil)
 		return c, nil
 	})
 	if err != nil {
@@ -373,19 +388,19 @@ func (r *Repositories) publish(ctx context.Context, host, repo, tag string, d oc
 	}
 	return r.in(ctx, repo, true, func(m *members) error {
 		m.put(doc.member(d))
-		if tag != "" {
+		for _, tag := range tags {
 			m.tags[tag] = d.Digest
 		}
 		return nil
 	})
 }
 
-// imageIn finds the manifest of this machine's platform behind d.
+// imageIn finds the manifest of this machine's platform behind d. Images are known by sha256.
 func (r *Repositories) imageIn(ctx context.Context, d ocispec.Descriptor, doc anyManifest, depth int) (ocispec.Descriptor, bool) {
 	s := r.store
 	bare := ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 	if isManifestType(d.MediaType) {
-		return bare, images.IsConfigType(doc.Config.MediaType)
+		return bare, images.IsConfigType(doc.Config.MediaType) && d.Digest.Algorithm() == digest.SHA256
 	}
 	if depth > 4 {
 		return bare, false
@@ -410,6 +425,8 @@ func (r *Repositories) imageIn(ctx context.Context, d ocispec.Descriptor, doc an
 
 // DeleteManifest takes a tag away, or a manifest with all its tags.
 func (r *Repositories) DeleteManifest(ctx context.Context, repo, ref string) error {
+	r.edit.Lock()
+	defer r.edit.Unlock()
 	var remove []string
 	d := digest.Digest(ref)
 	byDigest := d.Validate() == nil
@@ -449,6 +466,31 @@ func (r *Repositories) DeleteManifest(ctx context.Context, repo, ref string) err
 		}
 		return nil
 	})
+}
+
+// addUploaded makes a blob that a lease holds a member of a repository for as long as the lease lasts.
+func (m *members) addUploaded(d digest.Digest, l leases.Lease) {
+	now := time.Now()
+	maps.DeleteFunc(m.uploaded, func(_ digest.Digest, until time.Time) bool { return now.After(until) })
+	m.uploaded[d] = l.CreatedAt.Add(leaseTime)
+}
+
+// unlease takes a blob out of the leases of a repository's uploads, or it would be back after a restart.
+func (r *Repositories) unlease(ctx context.Context, repo string, d digest.Digest) error {
+	list, err := r.store.leases.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range list {
+		if l.Labels[labelRepository] != repo {
+			continue
+		}
+		err := r.store.leases.DeleteResource(ctx, l, leases.Resource{ID: d.String(), Type: "content"})
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // lease makes an expiring lease that holds uploads of one repository.

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"crypto/rand"
+	_ "crypto/sha512" // or its digests would not be valid
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,12 @@ const (
 	maxUploads = 512
 	uploadIdle = time.Hour
 )
+
+// KnownAlgorithm tells whether content can be kept under a digest. Layers of images that run here
+// are found by sha256; anything else in the registry may also go by sha512.
+func KnownAlgorithm(d digest.Digest) bool {
+	return d.Algorithm() == digest.SHA256 || d.Algorithm() == digest.SHA512
+}
 
 func hostPlatform() platforms.MatchComparer { return platforms.Default() }
 
@@ -141,16 +148,19 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest) error {
 	if u.ended {
 		return fmt.Errorf("upload %s: %w", u.ID, errdefs.ErrNotFound)
 	}
-	if d.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("digest %s: blobs are kept by sha256 here: %w", d, errdefs.ErrNotImplemented)
+	if !KnownAlgorithm(d) {
+		return fmt.Errorf("digest %s: blobs are kept by sha256 or sha512 here: %w", d, errdefs.ErrNotImplemented)
 	}
 	got := u.w.Digest()
-	if got != d {
+	if got != d && d.Algorithm() == got.Algorithm() {
 		u.endLocked(ctx, true)
 		return mismatch("blob", d, got)
 	}
 	ctx = u.ctx(context.WithoutCancel(ctx))
-	err := u.w.Commit(ctx, u.offset, d)
+	err := u.w.Commit(ctx, u.offset, d) // by another algorithm than the writer's it reads all of it again
+	if errdefs.IsFailedPrecondition(err) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if errdefs.IsAlreadyExists(err) { // somebody's upload was faster; ours is held as well
 		err = u.repos.store.leases.AddResource(ctx, u.lease, leases.Resource{ID: d.String(), Type: "content"})
 	}
@@ -159,7 +169,7 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest) error {
 		return fmt.Errorf("store blob %s: %w", d, err)
 	}
 	return u.repos.in(ctx, u.repo, true, func(m *members) error {
-		m.uploaded[d] = time.Now().Add(leaseTime)
+		m.addUploaded(d, u.lease)
 		return nil
 	})
 }
@@ -210,7 +220,7 @@ func (r *Repositories) Mount(ctx context.Context, repo, from string, d digest.Di
 		return err
 	}
 	return r.in(ctx, repo, true, func(m *members) error {
-		m.uploaded[d] = time.Now().Add(leaseTime)
+		m.addUploaded(d, l)
 		return nil
 	})
 }
@@ -304,13 +314,24 @@ var ErrInUse = errors.New("blob is listed by a manifest: delete that first")
 
 // DeleteBlob takes a blob that no manifest lists out of a repository.
 func (r *Repositories) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
-	return r.in(ctx, repo, false, func(m *members) error {
+	r.edit.Lock()
+	defer r.edit.Unlock()
+	err := r.in(ctx, repo, false, func(m *members) error {
 		if m.blobs[d] > 0 {
 			return fmt.Errorf("%s: %w", d, ErrInUse)
 		}
 		if !m.hasBlob(d) {
 			return fmt.Errorf("blob %s of repository %s: %w", d, repo, errdefs.ErrNotFound)
 		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.unlease(r.store.scope(ctx), repo, d); err != nil {
+		return fmt.Errorf("delete blob %s of repository %s: %w", d, repo, err)
+	}
+	return r.in(ctx, repo, false, func(m *members) error {
 		delete(m.uploaded, d)
 		return nil
 	})

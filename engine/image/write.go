@@ -187,12 +187,16 @@ func equalDigests(a, b []digest.Digest) bool {
 // writeBlob stores a small document. Content that is there already only gets the labels.
 func (s *Store) writeBlob(ctx context.Context, mediaType string, raw []byte, labels map[string]string) (ocispec.Descriptor, error) {
 	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	return d, s.writeBlobAs(ctx, d, raw, labels)
+}
+
+func (s *Store) writeBlobAs(ctx context.Context, d ocispec.Descriptor, raw []byte, labels map[string]string) error {
 	ref := "document-" + d.Digest.String()
 	err := content.WriteBlob(ctx, s.content, ref, bytes.NewReader(raw), d, content.WithLabels(labels))
 	if err != nil {
-		return d, err
+		return err
 	}
-	return d, s.label(ctx, d.Digest, labels)
+	return s.label(ctx, d.Digest, labels)
 }
 
 // label adds labels to content, without a write when it has them.
