@@ -316,8 +316,13 @@ func (m *Manager) Disconnect(ctx context.Context, ref, networkRef string, force 
 			return err
 		}
 	}
+	running := c.runningPid() != 0
 	return c.change(func(s *saved) {
 		s.Networks = edited
+		if running { // published ports may have moved to another network, or ended
+			m.adoptEndpointsLocked(c)
+			return
+		}
 		s.Endpoints = maps.Clone(s.Endpoints)
 		delete(s.Endpoints, n.Name)
 	})

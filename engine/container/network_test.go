@@ -84,6 +84,12 @@ func TestNetworksOfContainers(t *testing.T) {
 	if got := m.get("web").Endpoints["front"]; !got.Addr.IsValid() {
 		t.Errorf("after a restart web has %+v", got)
 	}
+	if err := m.Disconnect(t.Context(), "web", "front", false); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.get("web").Ports; len(got) != 0 {
+		t.Errorf("off all networks web still publishes %+v", got)
+	}
 }
 
 func TestContainersOfAPod(t *testing.T) {

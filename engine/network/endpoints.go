@@ -201,7 +201,7 @@ func (m *Manager) translate(ep *Endpoint) error {
 	ports := publishedBy(ep)
 	err := m.apply(m.table.addPorts(ports))
 	m.reap.flows(ports)
-	return err
+	return errors.Join(err, m.startRelays(ep))
 }
 
 // saveCursor remembers where an allocator goes on after a restart: seldom, and ahead of
@@ -336,6 +336,7 @@ func (m *Manager) forget(ctx context.Context, ep *Endpoint) {
 	if err := m.apply(m.table.removePorts(ports)); err != nil {
 		m.log.Error("published ports are still translated", "container", ep.ContainerID, "error", err)
 	}
+	m.stopRelays(mappings)
 	m.ports.unpublish(ctx, ep.ContainerID, mappings)
 	m.reap.flows(ports)
 	if err := m.rec.remove(kindEndpoint, ep.ID, false); err != nil {

@@ -27,6 +27,7 @@ type Manager struct {
 	nft   *nft.Conn
 	table *packets
 	ports *reserver
+	relay *relays
 	up    *upstreams
 	wall  *hostFirewall
 	reap  *reaper
@@ -99,6 +100,7 @@ func (m *Manager) open(ctx context.Context) (err error) {
 	m.up = newUpstreams(m.opts.DNSUpstreams)
 	m.reap = newReaper(m.links, m.log)
 	m.dnsSocks = newDNSSockets(m.opts.FDs)
+	m.relay = newRelays(m.log)
 	if err := writeSysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
@@ -141,6 +143,9 @@ func (m *Manager) Close() error {
 	if m.up != nil {
 		m.up.close()
 	}
+	if m.relay != nil {
+		m.relay.close()
+	}
 	m.ports.close()
 	if m.restored {
 		errs = append(errs, m.saveCursors())
@@ -182,6 +187,7 @@ func (m *Manager) Teardown(ctx context.Context) error {
 		}
 	}
 	m.dnsSocks.drop(ctx, clusterDNS)
+	m.relay.close()
 	m.releaseAllPorts(ctx)
 	m.reap.drain()
 	errs = append(errs, m.dropTables())
@@ -255,12 +261,41 @@ func (m *Manager) apply(change error) error {
 	return m.table.rebuild(m.want())
 }
 
+// publishedBy are the ports that packet rules translate; those of IPv6 are relayed.
 func publishedBy(ep *Endpoint) []published {
 	all := make([]published, 0, len(ep.Ports))
 	for _, p := range ep.Ports {
-		all = append(all, published{p, ep.Addr.Addr()})
+		if p.HostIP.Is4() {
+			all = append(all, published{p, ep.Addr.Addr()})
+		}
 	}
 	return all
+}
+
+// startRelays makes the IPv6 ports of an endpoint work.
+func (m *Manager) startRelays(ep *Endpoint) error {
+	for _, p := range ep.Ports {
+		hp := hostPort{p.Proto, p.HostIP, p.HostPort}
+		if !p.HostIP.Is6() {
+			continue
+		}
+		sock := m.ports.file(hp)
+		if sock == nil {
+			return fmt.Errorf("relay %s: the port is not reserved", hp)
+		}
+		if err := m.relay.start(hp, sock, netip.AddrPortFrom(ep.Addr.Addr(), p.ContainerPort)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) stopRelays(ports []PortMapping) {
+	for _, p := range ports {
+		if p.HostIP.Is6() {
+			m.relay.stop(hostPort{p.Proto, p.HostIP, p.HostPort})
+		}
+	}
 }
 
 func (m *Manager) publish(action string, n Network, attrs map[string]string) {

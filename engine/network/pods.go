@@ -242,6 +242,9 @@ func (m *Manager) ReleasePort(ctx context.Context, owner, proto string, addr net
 
 func normalHostPort(proto string, addr netip.Addr, port uint16) (hostPort, error) {
 	p, err := normalPort(PortMapping{Proto: proto, HostIP: addr, HostPort: port, ContainerPort: 1})
+	if err == nil && p.HostIP.Is6() {
+		err = fmt.Errorf("IPv6 host address %s is not supported here, use an IPv4 address: %w", p.HostIP, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return hostPort{}, fmt.Errorf("reserve host port %d: %w", port, err)
 	}

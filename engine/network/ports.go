@@ -30,7 +30,7 @@ type reserver struct {
 
 type hostPort struct {
 	proto string
-	addr  netip.Addr // never invalid: 0.0.0.0 for every address
+	addr  netip.Addr // never invalid: 0.0.0.0 or :: for every address of the family
 	port  uint16
 }
 
@@ -154,7 +154,7 @@ func (r *reserver) conflictLocked(hp hostPort) string {
 		return ""
 	}
 	for other, h := range r.held {
-		if other.proto != hp.proto || other.port != hp.port {
+		if other.proto != hp.proto || other.port != hp.port || other.addr.Is4() != hp.addr.Is4() {
 			continue
 		}
 		if other.addr == hp.addr || other.addr.IsUnspecified() || hp.addr.IsUnspecified() {
@@ -188,13 +188,31 @@ func (r *reserver) close() {
 	clear(r.held)
 }
 
-// bindPort binds (and for tcp listens) without Go's poller: nothing ever reads it.
+// file is the socket that holds a port; nil when nobody holds it.
+func (r *reserver) file(hp hostPort) *os.File {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.held[hp]; h != nil {
+		return h.sock
+	}
+	return nil
+}
+
+// relayBacklog is how many connections wait while no daemon runs to relay them.
+const relayBacklog = 1024
+
+// bindPort binds (and for tcp listens) without Go's poller: nothing reads it, except for an
+// IPv6 one, which a relay takes over.
 func bindPort(hp hostPort) (*os.File, uint16, error) {
 	kind := unix.SOCK_STREAM
 	if hp.proto == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	family := unix.AF_INET
+	if hp.addr.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -213,12 +231,16 @@ func bindFD(fd int, hp hostPort) (uint16, error) {
 			return 0, err
 		}
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(hp.port), Addr: hp.addr.As4()}); err != nil {
+	if err := bindAddr(fd, hp); err != nil {
 		return 0, err
 	}
 	if hp.proto == "tcp" {
 		// Bound alone is not enough: another SO_REUSEADDR socket could bind beside it.
-		if err := unix.Listen(fd, 1); err != nil {
+		backlog := 1
+		if hp.addr.Is6() {
+			backlog = relayBacklog
+		}
+		if err := unix.Listen(fd, backlog); err != nil {
 			return 0, err
 		}
 	} else if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
@@ -228,7 +250,27 @@ func bindFD(fd int, hp hostPort) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
+	if six, ok := sa.(*unix.SockaddrInet6); ok {
+		return uint16(six.Port), nil
+	}
 	return uint16(sa.(*unix.SockaddrInet4).Port), nil
+}
+
+func bindAddr(fd int, hp hostPort) error {
+	if hp.addr.Is4() {
+		return unix.Bind(fd, &unix.SockaddrInet4{Port: int(hp.port), Addr: hp.addr.As4()})
+	}
+	// The same port by IPv4 is a socket of its own.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+		return err
+	}
+	return unix.Bind(fd, &unix.SockaddrInet6{Port: int(hp.port), Addr: hp.addr.As16()})
+}
+
+// hasIPv6 tells whether this machine has IPv6 addresses at all.
+func hasIPv6() bool {
+	b, err := os.ReadFile("/proc/self/net/if_inet6")
+	return err == nil && len(b) > 0
 }
 
 func normalPort(p PortMapping) (PortMapping, error) {
@@ -244,8 +286,10 @@ func normalPort(p PortMapping) (PortMapping, error) {
 		return p, fmt.Errorf("publish port %d/%s: protocol %q is not supported, use tcp or udp: %w", p.ContainerPort, p.Proto, p.Proto, errdefs.ErrInvalidArgument)
 	case p.ContainerPort == 0:
 		return p, fmt.Errorf("publish host port %d: the container port is missing: %w", p.HostPort, errdefs.ErrInvalidArgument)
-	case !p.HostIP.Is4():
-		return p, fmt.Errorf("publish port %d/%s on %s: IPv6 host addresses are not supported, use an IPv4 address: %w", p.ContainerPort, p.Proto, p.HostIP, errdefs.ErrInvalidArgument)
+	case p.HostIP.Is6() && p.Proto != "tcp":
+		return p, fmt.Errorf("publish port %d/%s on %s: only tcp is published on IPv6 addresses, use an IPv4 address: %w", p.ContainerPort, p.Proto, p.HostIP, errdefs.ErrInvalidArgument)
+	case p.HostIP.Zone() != "":
+		return p, fmt.Errorf("publish port %d/%s on %s: an address with a zone is not supported: %w", p.ContainerPort, p.Proto, p.HostIP, errdefs.ErrInvalidArgument)
 	case p.HostPortEnd != 0 && p.HostPortEnd < p.HostPort:
 		return p, fmt.Errorf("publish port %d/%s: host port range %d-%d is empty: %w", p.ContainerPort, p.Proto, p.HostPort, p.HostPortEnd, errdefs.ErrInvalidArgument)
 	}
@@ -256,18 +300,52 @@ func normalPort(p PortMapping) (PortMapping, error) {
 func (r *reserver) publish(ctx context.Context, owner string, want []PortMapping) ([]PortMapping, error) {
 	var got []PortMapping
 	for _, p := range want {
+		both := !p.HostIP.IsValid() && hasIPv6()
 		p, err := normalPort(p)
-		if err == nil {
-			p, err = r.publishOne(ctx, owner, p)
+		var more []PortMapping
+		switch {
+		case err != nil:
+		case both && p.Proto == "tcp":
+			more, err = r.publishBoth(ctx, owner, p)
+		default:
+			more = make([]PortMapping, 1)
+			more[0], err = r.publishOne(ctx, owner, p)
 		}
 		if err != nil {
 			r.unpublish(ctx, owner, got)
 			return nil, err
 		}
-		got = append(got, p)
+		got = append(got, more...)
 	}
 	return got, nil
 }
+
+// publishBoth reserves the same port by IPv4 and by IPv6.
+func (r *reserver) publishBoth(ctx context.Context, owner string, p PortMapping) ([]PortMapping, error) {
+	anyPort := p.HostPort == 0
+	for range maxPortTries {
+		four, err := r.publishOne(ctx, owner, p)
+		if err != nil {
+			return nil, err
+		}
+		six := four
+		six.HostIP = netip.IPv6Unspecified()
+		if six, err = r.publishOne(ctx, owner, six); err == nil {
+			return []PortMapping{four, six}, nil
+		}
+		r.unpublish(ctx, owner, []PortMapping{four})
+		if !errors.Is(err, syscall.EADDRINUSE) || !anyPort && four.HostPort >= p.HostPortEnd {
+			return nil, err
+		}
+		if !anyPort {
+			p.HostPort = four.HostPort + 1
+		}
+	}
+	return nil, fmt.Errorf("publish port %d/%s: no host port is free by IPv4 and by IPv6", p.ContainerPort, p.Proto)
+}
+
+// maxPortTries is more than any range that somebody would write, and an end.
+const maxPortTries = 1 << 16
 
 func (r *reserver) publishOne(ctx context.Context, owner string, p PortMapping) (PortMapping, error) {
 	last := max(p.HostPort, p.HostPortEnd)

@@ -41,6 +41,13 @@ func (m *Manager) restore(ctx context.Context) error {
 			s.resolver.serve()
 		}
 	}
+	for _, mine := range m.endpoints {
+		for _, ep := range mine {
+			if err := m.startRelays(ep); err != nil {
+				m.log.Error("published port is not relayed", "container", ep.ContainerID, "error", err)
+			}
+		}
+	}
 	return nil
 }
 
