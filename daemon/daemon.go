@@ -106,7 +106,7 @@ func (d *daemon) settle(ctx context.Context) {
 		return
 	}
 	if err := settle(ctx, d.DataDir); err != nil {
-		d.Log.Warn("memory that only starting needed is kept", "error", err)
+		d.Log.Warn("memory that work has left behind is kept", "error", err)
 	}
 }
 

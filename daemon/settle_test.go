@@ -1,6 +1,22 @@
 package daemon
 
-import "testing"
+import (
+	"context"
+	"runtime"
+	"testing"
+)
+
+// TestHearCollections: every collection is heard of, not only the first.
+func TestHearCollections(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heard := make(chan struct{}, 1)
+	hearCollections(ctx, heard)
+	for range 3 {
+		runtime.GC()
+		<-heard
+	}
+}
 
 func TestParseMapping(t *testing.T) {
 	tests := []struct {
