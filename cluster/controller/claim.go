@@ -92,3 +92,40 @@ func (c Claim) release(ctx context.Context, d Deps, o store.Object) error {
 	}
 	return nil
 }
+
+// ControllerKey is the key of the controller of an object if it is of that kind.
+func ControllerKey(o store.Object, kind string) []string {
+	if ref := metav1.GetControllerOfNoCopy(o); ref != nil && ref.Kind == kind {
+		return []string{store.Key(o.GetNamespace(), ref.Name)}
+	}
+	return nil
+}
+
+// OwnerKeys are the owners of a kind whose dependent an event is about: its controller now, and the one it had.
+func OwnerKeys(e store.Event, kind string) []string {
+	keys := ControllerKey(e.Object, kind)
+	if e.Prev != nil {
+		for _, k := range ControllerKey(e.Prev, kind) {
+			if !slices.Contains(keys, k) {
+				keys = append(keys, k)
+			}
+		}
+	}
+	return keys
+}
+
+// Adopters are the keys of the owners that could claim the object of an event, because it has no controller
+// and their selector matches it.
+func Adopters(r store.Reader, e store.Event, owners schema.GroupResource, selector func(store.Object) *metav1.LabelSelector) []string {
+	if e.Type == store.Deleted || metav1.GetControllerOfNoCopy(e.Object) != nil {
+		return nil
+	}
+	var keys []string
+	for o := range r.Snapshot(owners).All(e.Object.GetNamespace()) {
+		sel, err := metav1.LabelSelectorAsSelector(selector(o))
+		if err == nil && !sel.Empty() && sel.Matches(labels.Set(e.Object.GetLabels())) {
+			keys = append(keys, store.KeyOf(o))
+		}
+	}
+	return keys
+}

@@ -14,8 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/utils/dump"
-
-	"slipway.dev/slipway/cluster/store"
 )
 
 // Active says whether a pod still counts: it has not ended and is not about to.
@@ -202,12 +200,4 @@ func together(ctx context.Context, start, n int, fn func(context.Context, int) e
 		}
 	}
 	return ok, first
-}
-
-// ControllerKey is the key of the controller of an object if it is of that kind.
-func ControllerKey(o store.Object, kind string) []string {
-	if ref := metav1.GetControllerOfNoCopy(o); ref != nil && ref.Kind == kind {
-		return []string{store.Key(o.GetNamespace(), ref.Name)}
-	}
-	return nil
 }

@@ -11,7 +11,6 @@ package deployment
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -19,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"slipway.dev/slipway/cluster/controller"
 	"slipway.dev/slipway/cluster/record"
@@ -53,25 +51,10 @@ func New(d controller.Deps) *Controller {
 	return c
 }
 
+// setKeys are the deployments that an event of a set concerns.
 func (c *Controller) setKeys(e store.Event) []string {
-	keys := controller.ControllerKey(e.Object, gvk.Kind)
-	if e.Prev != nil {
-		for _, k := range controller.ControllerKey(e.Prev, gvk.Kind) {
-			if !slices.Contains(keys, k) {
-				keys = append(keys, k)
-			}
-		}
-	}
-	if metav1.GetControllerOfNoCopy(e.Object) != nil || e.Type == store.Deleted {
-		return keys
-	}
-	for o := range c.deps.Reader.Snapshot(kinds.Deployments).All(e.Object.GetNamespace()) {
-		sel, err := metav1.LabelSelectorAsSelector(o.(*appsv1.Deployment).Spec.Selector)
-		if err == nil && !sel.Empty() && sel.Matches(labels.Set(e.Object.GetLabels())) {
-			keys = append(keys, store.KeyOf(o))
-		}
-	}
-	return keys
+	return append(controller.OwnerKeys(e, gvk.Kind), controller.Adopters(c.deps.Reader, e, kinds.Deployments,
+		func(o store.Object) *metav1.LabelSelector { return o.(*appsv1.Deployment).Spec.Selector })...)
 }
 
 // podKeys wakes a deployment that recreates its pods when one of the old has ended.

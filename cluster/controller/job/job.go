@@ -47,18 +47,10 @@ func New(d controller.Deps) *Controller {
 		ControllerName: name, Reader: d.Reader, Log: c.deps.Log, Workers: 4, Sync: c.sync,
 		Watches: []controller.Watch{
 			{Resource: kinds.Jobs, Keys: controller.Self},
-			{Resource: kinds.Pods, Keys: podKeys},
+			{Resource: kinds.Pods, Keys: func(e store.Event) []string { return controller.OwnerKeys(e, gvk.Kind) }},
 		},
 	}
 	return c
-}
-
-func podKeys(e store.Event) []string {
-	keys := controller.ControllerKey(e.Object, gvk.Kind)
-	if e.Prev != nil && len(keys) == 0 {
-		keys = controller.ControllerKey(e.Prev, gvk.Kind)
-	}
-	return keys
 }
 
 func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error) {

@@ -57,24 +57,8 @@ func New(d controller.Deps) *Controller {
 // podKeys are the sets a pod event concerns: its controller now and before, or whoever
 // could adopt it.
 func (c *Controller) podKeys(e store.Event) []string {
-	keys := controller.ControllerKey(e.Object, gvk.Kind)
-	if e.Prev != nil {
-		for _, k := range controller.ControllerKey(e.Prev, gvk.Kind) {
-			if !slices.Contains(keys, k) {
-				keys = append(keys, k)
-			}
-		}
-	}
-	if metav1.GetControllerOfNoCopy(e.Object) != nil || e.Type == store.Deleted {
-		return keys
-	}
-	for o := range c.deps.Reader.Snapshot(kinds.ReplicaSets).All(e.Object.GetNamespace()) {
-		sel, err := metav1.LabelSelectorAsSelector(o.(*appsv1.ReplicaSet).Spec.Selector)
-		if err == nil && !sel.Empty() && sel.Matches(labels.Set(e.Object.GetLabels())) {
-			keys = append(keys, store.KeyOf(o))
-		}
-	}
-	return keys
+	return append(controller.OwnerKeys(e, gvk.Kind), controller.Adopters(c.deps.Reader, e, kinds.ReplicaSets,
+		func(o store.Object) *metav1.LabelSelector { return o.(*appsv1.ReplicaSet).Spec.Selector })...)
 }
 
 func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error) {

@@ -51,10 +51,7 @@ func New(d controller.Deps) *Controller {
 }
 
 func (c *Controller) podKeys(e store.Event) []string {
-	keys := controller.ControllerKey(e.Object, gvk.Kind)
-	if e.Prev != nil && len(keys) == 0 {
-		keys = controller.ControllerKey(e.Prev, gvk.Kind)
-	}
+	keys := controller.OwnerKeys(e, gvk.Kind)
 	if len(keys) > 0 || e.Type == store.Deleted || metav1.GetControllerOfNoCopy(e.Object) != nil {
 		return keys
 	}
