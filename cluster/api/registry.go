@@ -37,6 +37,7 @@ import (
 	persistentvolumeclaims "k8s.io/kubernetes/pkg/registry/core/persistentvolumeclaim/storage"
 	pods "k8s.io/kubernetes/pkg/registry/core/pod/storage"
 	podtemplates "k8s.io/kubernetes/pkg/registry/core/podtemplate/storage"
+	replicationcontrollers "k8s.io/kubernetes/pkg/registry/core/replicationcontroller/storage"
 	secrets "k8s.io/kubernetes/pkg/registry/core/secret/storage"
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 	"k8s.io/kubernetes/pkg/registry/core/service/portallocator"
@@ -207,7 +208,12 @@ func (r *registry) volumes(g group) error {
 
 func (r *registry) templates(g group) error {
 	pt, err := podtemplates.NewREST(r.storages)
+	if err != nil {
+		return err
+	}
+	rc, err := replicationcontrollers.NewStorage(r.storages)
 	g["podtemplates"] = pt
+	g["replicationcontrollers"], g["replicationcontrollers/status"], g["replicationcontrollers/scale"] = rc.Controller, rc.Status, rc.Scale
 	return err
 }
 

@@ -43,6 +43,7 @@ func All(o Options) []controller.Controller {
 	all := []controller.Controller{
 		deployment.New(d),
 		replicaset.New(d),
+		replicaset.NewReplication(d),
 		endpointslice.New(d),
 		endpoints.New(d),
 		statefulset.New(d),

@@ -1,14 +1,15 @@
-// Package replicaset keeps as many pods of one template as a ReplicaSet asks for.
+// Package replicaset keeps as many pods of one template as a ReplicaSet asks for, or its
+// older sibling, a ReplicationController.
 //
 // It owns the pods that name the set as their controller, adopts orphans that match, and
 // releases what no longer does. decide is pure: the set and its pods go in, a plan comes
-// out. The package never looks at nodes or containers.
+// out. The package never looks at nodes or containers. A replication controller is read as
+// the replica set that it amounts to; only what is written and told names it.
 package replicaset
 
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -25,29 +26,30 @@ import (
 	"slipway.dev/slipway/cluster/store/kinds"
 )
 
-const name = "replicaset-controller"
-
 // burst bounds what one reconciliation creates or deletes.
 const burst = 500
 
-var gvk = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
-
-// Controller reconciles ReplicaSets.
+// Controller reconciles the sets of one family.
 type Controller struct {
 	*controller.Loop
+	family family
 	deps   controller.Deps
 	events *record.Recorder
-	log    *slog.Logger
 }
 
-// New makes the controller.
-func New(d controller.Deps) *Controller {
-	d = d.For(name)
-	c := &Controller{deps: d, events: d.Recorder(name), log: d.Log}
+// New makes the controller of ReplicaSets.
+func New(d controller.Deps) *Controller { return newController(d, replicaSets) }
+
+// NewReplication makes the controller of ReplicationControllers.
+func NewReplication(d controller.Deps) *Controller { return newController(d, replicationControllers) }
+
+func newController(d controller.Deps, f family) *Controller {
+	d = d.For(f.name)
+	c := &Controller{family: f, deps: d, events: d.Recorder(f.name)}
 	c.Loop = &controller.Loop{
-		ControllerName: name, Reader: d.Reader, Log: d.Log, Workers: 4, Sync: c.sync,
+		ControllerName: f.name, Reader: d.Reader, Log: d.Log, Workers: 4, Sync: c.sync,
 		Watches: []controller.Watch{
-			{Resource: kinds.ReplicaSets, Keys: controller.Self},
+			{Resource: f.resource, Keys: controller.Self},
 			{Resource: kinds.Pods, Keys: c.podKeys},
 		},
 	}
@@ -57,22 +59,23 @@ func New(d controller.Deps) *Controller {
 // podKeys are the sets a pod event concerns: its controller now and before, or whoever
 // could adopt it.
 func (c *Controller) podKeys(e store.Event) []string {
-	return append(controller.OwnerKeys(e, gvk.Kind), controller.Adopters(c.deps.Reader, e, kinds.ReplicaSets,
-		func(o store.Object) *metav1.LabelSelector { return o.(*appsv1.ReplicaSet).Spec.Selector })...)
+	return append(controller.OwnerKeys(e, c.family.gvk.Kind), controller.Adopters(c.deps.Reader, e, c.family.resource,
+		func(o store.Object) *metav1.LabelSelector { return c.family.view(o).Spec.Selector })...)
 }
 
 func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error) {
 	ns, n := controller.SplitKey(key)
-	rs, ok := store.Get[*appsv1.ReplicaSet](c.deps.Reader, kinds.ReplicaSets, ns, n)
+	set, ok := c.deps.Reader.Snapshot(c.family.resource).Get(ns, n)
 	if !ok {
 		return 0, nil
 	}
+	rs := c.family.view(set)
 	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
-		return 0, fmt.Errorf("selector of replica set %q: %w", key, err)
+		return 0, fmt.Errorf("selector of %s %q: %w", c.family.what, key, err)
 	}
 	pods, err := controller.Claimed[*corev1.Pod](ctx, c.deps, controller.Claim{
-		Owner: rs, GVK: gvk, Selector: selector, Resource: kinds.Pods,
+		Owner: rs, GVK: c.family.gvk, Selector: selector, Resource: kinds.Pods,
 		Matches: func(o store.Object) bool { p := o.(*corev1.Pod); return controller.Active(p) || owned(p, rs) },
 	})
 	if err != nil {
@@ -125,7 +128,7 @@ func replicas(rs *appsv1.ReplicaSet) int32 {
 
 func (c *Controller) act(ctx context.Context, rs *appsv1.ReplicaSet, p plan) error {
 	if p.create > 0 {
-		ref := *metav1.NewControllerRef(rs, gvk)
+		ref := *metav1.NewControllerRef(rs, c.family.gvk)
 		_, err := controller.Parallel(ctx, p.create, func(ctx context.Context, _ int) error { return c.createPod(ctx, rs, ref) })
 		return err
 	}
@@ -160,10 +163,11 @@ func (c *Controller) deletePod(ctx context.Context, rs *appsv1.ReplicaSet, pod *
 
 // report writes the status if it has changed, and says when it will change by time alone.
 func (c *Controller) report(ctx context.Context, rs *appsv1.ReplicaSet, selector labels.Selector, manageErr error) (time.Duration, error) {
-	cur, ok := store.Get[*appsv1.ReplicaSet](c.deps.Reader, kinds.ReplicaSets, rs.Namespace, rs.Name)
-	if !ok || cur.UID != rs.UID {
+	set, ok := c.deps.Reader.Snapshot(c.family.resource).Get(rs.Namespace, rs.Name)
+	if !ok || set.GetUID() != rs.UID {
 		return 0, nil
 	}
+	cur := c.family.view(set)
 	var pods []*corev1.Pod
 	for _, p := range store.Indexed[*corev1.Pod](c.deps.Reader, kinds.Pods, kinds.ByOwner, string(rs.UID)) {
 		if owned(p, rs) && selector.Matches(labels.Set(p.Labels)) {
@@ -172,13 +176,16 @@ func (c *Controller) report(ctx context.Context, rs *appsv1.ReplicaSet, selector
 	}
 	// rs, not cur: its generation is the one that was acted on.
 	status, again := statusOf(rs, cur.Status, pods, manageErr, time.Now())
+	if !c.family.terminating {
+		status.TerminatingReplicas = nil
+	}
 	if equality.Semantic.DeepEqual(status, cur.Status) {
 		return again, nil
 	}
-	next := store.Copy(cur)
-	next.Status = status
+	next := store.Copy(set)
+	c.family.setStatus(next, status)
 	if _, err := c.deps.Writer.UpdateStatus(ctx, next); err != nil && !apierrors.IsNotFound(err) {
-		return 0, fmt.Errorf("status of replica set %q: %w", rs.Name, err)
+		return 0, fmt.Errorf("status of %s %q: %w", c.family.what, rs.Name, err)
 	}
 	return again, nil
 }
