@@ -9,6 +9,7 @@ import (
 
 	"slipway.dev/slipway/cluster/controller"
 	"slipway.dev/slipway/cluster/controller/deployment"
+	"slipway.dev/slipway/cluster/controller/disruption"
 	"slipway.dev/slipway/cluster/controller/endpoints"
 	"slipway.dev/slipway/cluster/controller/endpointslice"
 	"slipway.dev/slipway/cluster/controller/garbage"
@@ -48,6 +49,7 @@ func All(o Options) []controller.Controller {
 		endpoints.New(d),
 		statefulset.New(d),
 		job.New(d),
+		disruption.New(d),
 		namespace.New(d, o.Kinds),
 		garbage.New(d, o.Kinds),
 		serviceaccount.NewAccounts(d),
