@@ -46,6 +46,7 @@ func All(o Options) []controller.Controller {
 		replicaset.New(d),
 		replicaset.NewReplication(d),
 		endpointslice.New(d),
+		endpointslice.NewMirror(d),
 		endpoints.New(d),
 		statefulset.New(d),
 		job.New(d),

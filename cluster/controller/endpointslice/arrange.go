@@ -167,10 +167,22 @@ type changes struct {
 	create, update, remove []*discoveryv1.EndpointSlice
 }
 
+// home is whom slices belong to, and what they carry for it.
+type home struct {
+	namespace, name string
+	labels          map[string]string
+	owner           metav1.OwnerReference
+}
+
+// homeOf is a service's.
+func homeOf(svc *corev1.Service) home {
+	return home{svc.Namespace, svc.Name, labelsFor(svc), *metav1.NewControllerRef(svc, corev1.SchemeGroupVersion.WithKind("Service"))}
+}
+
 // arrange fits the groups into the existing slices: an endpoint stays where it is, a new
 // one goes where there is room, and a slice that is left empty goes away unless it is the
 // only one.
-func arrange(svc *corev1.Service, groups []*group, existing []*discoveryv1.EndpointSlice) changes {
+func arrange(h home, groups []*group, existing []*discoveryv1.EndpointSlice) changes {
 	byGroup := map[string][]*discoveryv1.EndpointSlice{}
 	for _, s := range existing {
 		key := groupKey(s.AddressType, s.Ports)
@@ -180,7 +192,7 @@ func arrange(svc *corev1.Service, groups []*group, existing []*discoveryv1.Endpo
 	for _, g := range groups {
 		mine := byGroup[g.key()]
 		delete(byGroup, g.key())
-		ch.add(svc, g, mine)
+		ch.add(h, g, mine)
 	}
 	// Slices of ports that are no longer served. One of them can be reused when the
 	// service has gained a group: fewer objects come and go.
@@ -191,7 +203,7 @@ func arrange(svc *corev1.Service, groups []*group, existing []*discoveryv1.Endpo
 	return ch
 }
 
-func (ch *changes) add(svc *corev1.Service, g *group, mine []*discoveryv1.EndpointSlice) {
+func (ch *changes) add(h home, g *group, mine []*discoveryv1.EndpointSlice) {
 	waiting := map[string]discoveryv1.Endpoint{}
 	for _, e := range g.endpoints {
 		waiting[identity(&e)] = e
@@ -226,13 +238,13 @@ func (ch *changes) add(svc *corev1.Service, g *group, mine []*discoveryv1.Endpoi
 			continue
 		}
 		kept++
-		if next := renew(svc, g, s, filled[i]); next != nil {
+		if next := renew(h, g, s, filled[i]); next != nil {
 			ch.update = append(ch.update, next)
 		}
 	}
 	for len(rest) > 0 || kept == 0 {
 		n := min(perSlice, len(rest))
-		ch.create = append(ch.create, newSlice(svc, g, rest[:n]))
+		ch.create = append(ch.create, newSlice(h, g, rest[:n]))
 		rest = rest[n:]
 		kept++
 	}
@@ -247,24 +259,22 @@ func identity(e *discoveryv1.Endpoint) string {
 }
 
 // renew is the slice as it should be, or nil if it is so already.
-func renew(svc *corev1.Service, g *group, s *discoveryv1.EndpointSlice, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
-	want := labelsFor(svc)
-	if maps.Equal(s.Labels, want) && equality.Semantic.DeepEqual(s.Endpoints, endpoints) && equality.Semantic.DeepEqual(s.Ports, g.ports) {
+func renew(h home, g *group, s *discoveryv1.EndpointSlice, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+	if maps.Equal(s.Labels, h.labels) && equality.Semantic.DeepEqual(s.Endpoints, endpoints) && equality.Semantic.DeepEqual(s.Ports, g.ports) {
 		return nil
 	}
 	next := s.DeepCopy()
-	next.Labels, next.Endpoints, next.Ports = want, endpoints, g.ports
+	next.Labels, next.Endpoints, next.Ports = h.labels, endpoints, g.ports
 	return next
 }
 
-func newSlice(svc *corev1.Service, g *group, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+func newSlice(h home, g *group, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
 	if endpoints == nil {
 		endpoints = []discoveryv1.Endpoint{}
 	}
 	return &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: svc.Namespace, GenerateName: svc.Name + "-", Labels: labelsFor(svc),
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(svc, corev1.SchemeGroupVersion.WithKind("Service"))},
+			Namespace: h.namespace, GenerateName: h.name + "-", Labels: h.labels, OwnerReferences: []metav1.OwnerReference{h.owner},
 		},
 		AddressType: g.family, Endpoints: endpoints, Ports: g.ports,
 	}

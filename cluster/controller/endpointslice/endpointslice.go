@@ -45,7 +45,7 @@ func New(d controller.Deps) *Controller {
 		Watches: []controller.Watch{
 			{Resource: kinds.Services, Keys: controller.Self},
 			{Resource: kinds.Pods, Keys: func(e store.Event) []string { return ServicesOf(d.Reader, e) }},
-			{Resource: kinds.EndpointSlices, Keys: sliceKeys},
+			{Resource: kinds.EndpointSlices, Keys: slicesOf(ManagedBy)},
 		},
 	}
 	return c
@@ -79,14 +79,28 @@ func same(a, b *corev1.Pod) bool {
 		slices.Equal(a.Status.PodIPs, b.Status.PodIPs) && a.Status.PodIP == b.Status.PodIP && equality.Semantic.DeepEqual(a.Labels, b.Labels)
 }
 
-func sliceKeys(e store.Event) []string {
-	if e.Type == store.Added || e.Object.GetLabels()[discoveryv1.LabelManagedBy] != ManagedBy {
+// slicesOf are the keys of the services whose slices somebody has changed or removed.
+func slicesOf(manager string) func(store.Event) []string {
+	return func(e store.Event) []string {
+		if e.Type == store.Added || e.Object.GetLabels()[discoveryv1.LabelManagedBy] != manager {
+			return nil
+		}
+		if svc := e.Object.GetLabels()[discoveryv1.LabelServiceName]; svc != "" {
+			return []string{store.Key(e.Object.GetNamespace(), svc)}
+		}
 		return nil
 	}
-	if svc := e.Object.GetLabels()[discoveryv1.LabelServiceName]; svc != "" {
-		return []string{store.Key(e.Object.GetNamespace(), svc)}
+}
+
+// managed are a service's slices that a controller has made.
+func managed(r store.Reader, key, manager string) []*discoveryv1.EndpointSlice {
+	var out []*discoveryv1.EndpointSlice
+	for _, s := range store.Indexed[*discoveryv1.EndpointSlice](r, kinds.EndpointSlices, kinds.ByService, key) {
+		if s.Labels[discoveryv1.LabelManagedBy] == manager && s.DeletionTimestamp == nil {
+			out = append(out, s)
+		}
 	}
-	return nil
+	return out
 }
 
 func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error) {
@@ -98,14 +112,8 @@ func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error
 	if len(svc.Spec.Selector) == 0 || svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return 0, nil
 	}
-	var existing []*discoveryv1.EndpointSlice
-	for _, s := range store.Indexed[*discoveryv1.EndpointSlice](c.deps.Reader, kinds.EndpointSlices, kinds.ByService, key) {
-		if s.Labels[discoveryv1.LabelManagedBy] == ManagedBy && s.DeletionTimestamp == nil {
-			existing = append(existing, s)
-		}
-	}
-	changes := arrange(svc, desired(svc, SelectedPods(c.deps.Reader, svc), c.zone), existing)
-	return 0, c.act(ctx, changes)
+	changes := arrange(homeOf(svc), desired(svc, SelectedPods(c.deps.Reader, svc), c.zone), managed(c.deps.Reader, key, ManagedBy))
+	return 0, changes.write(ctx, c.deps.Writer)
 }
 
 // SelectedPods are the pods that a service's selector matches, in the order of names.
@@ -128,14 +136,14 @@ func (c *Controller) zone(node string) string {
 	return o.GetLabels()[corev1.LabelTopologyZone]
 }
 
-func (c *Controller) act(ctx context.Context, ch changes) error {
+func (ch changes) write(ctx context.Context, w store.Writer) error {
 	for _, s := range ch.update {
-		if _, err := c.deps.Writer.Update(ctx, s); err != nil {
+		if _, err := w.Update(ctx, s); err != nil {
 			return fmt.Errorf("update endpoint slice %q: %w", s.Name, err)
 		}
 	}
 	for _, s := range ch.create {
-		if _, err := c.deps.Writer.Create(ctx, s); err != nil {
+		if _, err := w.Create(ctx, s); err != nil {
 			if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 				return nil
 			}
@@ -143,7 +151,7 @@ func (c *Controller) act(ctx context.Context, ch changes) error {
 		}
 	}
 	for _, s := range ch.remove {
-		err := c.deps.Writer.Delete(ctx, kinds.EndpointSlices, s.Namespace, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
+		err := w.Delete(ctx, kinds.EndpointSlices, s.Namespace, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("delete endpoint slice %q: %w", s.Name, err)
 		}
