@@ -46,6 +46,7 @@ type work struct {
 
 	active  []*corev1.Pod
 	done    indexes // completed, of an indexed job
+	lost    indexes // failed for good, where each index has a limit of its own
 	success int32   // counted and about to be
 	failure int32
 }
@@ -58,6 +59,9 @@ func decide(j *batchv1.Job, pods []*corev1.Pod, now time.Time) plan {
 	w.count()
 	verdict := w.verdict()
 	w.actives()
+	if verdict == nil && perIndex(j) {
+		w.keepLastFailures()
+	}
 	switch {
 	case verdict != nil:
 		w.end(*verdict)
@@ -155,12 +159,20 @@ func (w *work) count() {
 	if indexed(w.j) {
 		w.done = parseIndexes(w.s.CompletedIndexes)
 	}
+	if perIndex(w.j) && w.s.FailedIndexes != nil {
+		w.lost = parseIndexes(*w.s.FailedIndexes)
+	}
 	for _, p := range w.pods {
 		w.countPod(p)
 	}
 	if indexed(w.j) {
 		w.s.CompletedIndexes = w.done.String()
 		w.s.Succeeded = int32(len(w.done))
+	}
+	if perIndex(w.j) {
+		w.lost = slices.DeleteFunc(w.lost, w.done.has)
+		text := w.lost.String()
+		w.s.FailedIndexes = &text
 	}
 	w.success = w.s.Succeeded + int32(len(u.Succeeded))
 	w.failure = w.s.Failed + int32(len(u.Failed))
@@ -180,9 +192,30 @@ func (w *work) countPod(p *corev1.Pod) {
 		}
 	case p.Status.Phase == corev1.PodSucceeded && !slices.Contains(u.Succeeded, p.UID):
 		u.Succeeded = append(u.Succeeded, p.UID)
-	case p.Status.Phase != corev1.PodSucceeded && !slices.Contains(u.Failed, p.UID):
+	case p.Status.Phase != corev1.PodSucceeded:
+		w.countFailure(p)
+	}
+}
+
+// countFailure leaves out what the policy ignores.
+func (w *work) countFailure(p *corev1.Pod) {
+	u := w.s.UncountedTerminatedPods
+	if judge(w.j.Spec.PodFailurePolicy, p).action != batchv1.PodFailurePolicyActionIgnore && !slices.Contains(u.Failed, p.UID) {
 		u.Failed = append(u.Failed, p.UID)
 	}
+	if i, ok := indexOf(p); ok && perIndex(w.j) && i < completions(w.j) && w.exhausted(p) {
+		w.lost = w.lost.with(i)
+	}
+}
+
+// keepLastFailures holds on to the newest failed pod of an index until another has followed
+// it, whoever deletes pods: how often that index has failed is written on it alone.
+func (w *work) keepLastFailures() {
+	last := w.lastFailures()
+	w.plan.release = slices.DeleteFunc(w.plan.release, func(p *corev1.Pod) bool {
+		i, ok := indexOf(p)
+		return ok && last[i] == p
+	})
 }
 
 // actives counts the pods that run or will.
@@ -220,15 +253,41 @@ func (w *work) verdict() *outcome {
 	if w.j.Spec.BackoffLimit != nil {
 		limit = *w.j.Spec.BackoffLimit
 	}
+	if message := w.fatal(); message != "" {
+		return &outcome{false, batchv1.JobReasonPodFailurePolicy, message}
+	}
+	rule := successRule(w.j, w.done)
 	switch {
 	case w.failure > limit, w.restarts(limit):
 		return &outcome{false, batchv1.JobReasonBackoffLimitExceeded, "Job has reached the specified backoff limit"}
 	case w.late():
 		return &outcome{false, batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline"}
+	case w.j.Spec.MaxFailedIndexes != nil && len(w.lost) > int(*w.j.Spec.MaxFailedIndexes):
+		return &outcome{false, batchv1.JobReasonMaxFailedIndexesExceeded, "Job has exceeded the specified maximal number of failed indexes"}
+	case len(w.lost) > 0 && len(w.lost)+len(w.done) >= int(completions(w.j)):
+		return &outcome{false, batchv1.JobReasonFailedIndexes, "Job has failed indexes"}
+	case rule >= 0:
+		return &outcome{true, batchv1.JobReasonSuccessPolicy, fmt.Sprintf("Matched rules at index %d", rule)}
 	case w.complete():
 		return &outcome{true, batchv1.JobReasonCompletionsReached, "Reached expected number of succeeded pods"}
 	}
 	return nil
+}
+
+// fatal is why a failed pod ends the whole job; empty: none does.
+func (w *work) fatal() string {
+	if w.j.Spec.PodFailurePolicy == nil {
+		return ""
+	}
+	for _, p := range w.pods {
+		if !failed(p, w.j) {
+			continue
+		}
+		if r := judge(w.j.Spec.PodFailurePolicy, p); r.action == batchv1.PodFailurePolicyActionFailJob {
+			return r.message
+		}
+	}
+	return ""
 }
 
 // restarts says whether containers that are restarted in place have failed too often.
@@ -342,6 +401,10 @@ func (w *work) fill() {
 	if missing <= 0 {
 		return
 	}
+	if perIndex(w.j) {
+		w.fillIndexes(int(missing))
+		return
+	}
 	if wait := w.backoff(); wait > 0 {
 		w.lookAgain(wait)
 		return
@@ -357,9 +420,33 @@ func (w *work) fill() {
 	}
 }
 
+// fillIndexes makes each index wait for its own failures only.
+func (w *work) fillIndexes(missing int) {
+	last := w.lastFailures()
+	for _, i := range w.freeIndexes(int(completions(w.j))) {
+		if len(w.plan.create) == missing {
+			return
+		}
+		var before trials
+		if p := last[i]; p != nil {
+			before = w.trialsAfter(p)
+			if wait := endedAt(p).Add(backoffAfter(int(before.sum()))).Sub(w.now); wait > 0 {
+				w.lookAgain(wait)
+				continue
+			}
+		}
+		pod := newIndexedPod(w.j, i)
+		before.annotate(pod)
+		w.plan.create = append(w.plan.create, pod)
+	}
+}
+
+// backoffAfter is the wait after so many failures in a row.
+func backoffAfter(n int) time.Duration { return min(firstBackoff<<min(n-1, 10), lastBackoff) }
+
 func (w *work) wanted() int32 {
 	if w.j.Spec.Completions != nil {
-		return max(0, min(*w.j.Spec.Completions-w.success, parallelism(w.j)))
+		return max(0, min(*w.j.Spec.Completions-w.success-int32(len(w.lost)), parallelism(w.j)))
 	}
 	if w.success > 0 {
 		return int32(len(w.active)) // no new workers once one has found the queue empty
@@ -388,8 +475,7 @@ func (w *work) backoff() time.Duration {
 	if n == 0 {
 		return 0
 	}
-	d := min(firstBackoff<<min(n-1, 10), lastBackoff)
-	return max(0, failure.Add(d).Sub(w.now))
+	return max(0, failure.Add(backoffAfter(n)).Sub(w.now))
 }
 
 func endedAt(p *corev1.Pod) time.Time {
@@ -432,7 +518,7 @@ func (w *work) freeIndexes(n int) []int32 {
 	}
 	var out []int32
 	for i := int32(0); i < completions(w.j) && len(out) < n; i++ {
-		if _, done := slices.BinarySearch(w.done, i); !done && !busy[i] {
+		if !w.done.has(i) && !w.lost.has(i) && !busy[i] {
 			out = append(out, i)
 		}
 	}

@@ -39,6 +39,11 @@ func (x indexes) with(i int32) indexes {
 	return slices.Insert(x, at, i)
 }
 
+func (x indexes) has(i int32) bool {
+	_, found := slices.BinarySearch(x, i)
+	return found
+}
+
 func (x indexes) String() string {
 	var parts []string
 	for i := 0; i < len(x); {
