@@ -299,17 +299,6 @@ func anyProjection(v *corev1.Volume, fn func(*corev1.VolumeProjection) bool) boo
 	return false
 }
 
-func anyContainer(pod *corev1.Pod, fn func(*corev1.Container) bool) bool {
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			if fn(&list[i]) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // sweepEvery is how often the agent looks for what nobody told it of: a pod that was deleted while the
 // agent was being started, for one.
 const sweepEvery = 10 * time.Second

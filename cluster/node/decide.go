@@ -55,6 +55,15 @@ func (d *decision) wake(t time.Time) {
 
 // decide says what to do with the containers of a pod that is meant to run.
 func decide(pod *corev1.Pod, v view, now time.Time) decision {
+	d := decideLasting(pod, v, now)
+	if !d.over {
+		d.startEphemeral(pod, v)
+	}
+	return d
+}
+
+// decideLasting is about the containers that the pod was made with.
+func decideLasting(pod *corev1.Pod, v view, now time.Time) decision {
 	d := decision{kill: map[string]string{}}
 	if overdue(pod, now) {
 		d.over, d.failed = true, "DeadlineExceeded"
@@ -80,6 +89,16 @@ func decide(pod *corev1.Pod, v view, now time.Time) decision {
 		d.start = nil // a sidecar that was stopped at the end stays so
 	}
 	return d
+}
+
+// startEphemeral starts each ephemeral container once, beside whatever else goes on in the pod: last, so that one
+// that cannot start holds up no other.
+func (d *decision) startEphemeral(pod *corev1.Pod, v view) {
+	for i := range pod.Spec.EphemeralContainers {
+		if name := pod.Spec.EphemeralContainers[i].Name; v[name].current == nil {
+			d.start = append(d.start, name)
+		}
+	}
 }
 
 // deadline is when the pod has been active for long enough; zero: never.
@@ -109,9 +128,9 @@ func needsImage(pod *corev1.Pod, name string, o observed) bool {
 	case o.current == nil || o.outdated:
 		return true
 	case o.exited():
-		return o.stale || willRestart(pod, name, o.current.State.ExitCode)
+		return o.stale && !isEphemeral(pod, name) || willRestart(pod, name, o.current.State.ExitCode)
 	}
-	return o.stale || !o.current.State.Running
+	return (o.stale || !o.current.State.Running) && !isEphemeral(pod, name)
 }
 
 // restartPolicy is the container's own, or its pod's.
@@ -217,7 +236,7 @@ func willRestart(pod *corev1.Pod, name string, exitCode int) bool {
 			return exitCode != 0 && pod.Spec.RestartPolicy != corev1.RestartPolicyNever
 		}
 	}
-	if c := findContainer(pod, name); c != nil {
+	if c := findContainer(pod, name); c != nil && !isEphemeral(pod, name) {
 		return restarts(restartPolicy(pod, c), exitCode)
 	}
 	return false

@@ -45,6 +45,12 @@ func pod(policy corev1.RestartPolicy, init []string, main ...string) *corev1.Pod
 	return p
 }
 
+// debugged adds an ephemeral container to a pod.
+func debugged(p *corev1.Pod) *corev1.Pod {
+	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
+	return p
+}
+
 // say writes a decision the way the table below does.
 func (d decision) say() string {
 	var parts []string
@@ -100,6 +106,10 @@ func TestDecide(t *testing.T) {
 		{"a new sandbox after a reboot", pod(always, []string{"i"}, "a"), view{
 			"i": func() observed { o := exited(0, time.Hour, time.Second); o.stale = true; return o }(),
 			"a": func() observed { o := exited(137, time.Second, 10*time.Second); o.stale = true; return o }()}, "start i"},
+		{"an ephemeral container", debugged(pod(always, nil, "a")), view{"a": running()}, "start debug"},
+		{"an ephemeral container does not wait for init", debugged(pod(always, []string{"i"}, "a")), view{"i": running()}, "start debug"},
+		{"an ephemeral container is started once", debugged(pod(always, nil, "a")), view{"a": running(), "debug": exited(1, time.Hour, 0)}, "nothing"},
+		{"an ephemeral container does not keep a pod alive", debugged(pod(never, nil, "a")), view{"a": exited(0, time.Minute, 0), "debug": running()}, "over"},
 	}
 	for _, tt := range tests {
 		if got := decide(tt.pod, tt.view, noon).say(); got != tt.want {

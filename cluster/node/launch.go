@@ -46,6 +46,7 @@ type launch struct {
 	dir       string            // the pod's directory: hosts, resolv.conf, hostname
 	message   string            // host file for the termination message
 	sandbox   string
+	target    string // the engine container whose processes it sees; empty: none
 	cgroup    string
 	memory    int64 // of the node, for OOM scores
 	imageUser string
@@ -82,8 +83,11 @@ func (l launch) spec() (container.Spec, error) {
 	if pod.Spec.HostNetwork {
 		s.NetworkMode = "host"
 	}
-	if pod.Spec.HostPID {
+	switch {
+	case pod.Spec.HostPID:
 		s.PidMode = "host"
+	case l.target != "" && !s.SandboxPID:
+		s.PidMode = "container:" + l.target
 	}
 	if pod.Spec.HostIPC {
 		s.IpcMode = "host"

@@ -140,22 +140,19 @@ func (w *worker) imagesPresent(ctx context.Context, pod *corev1.Pod, v view) boo
 
 // prepareImages finds or pulls the image of each container that will need it.
 func (w *worker) prepareImages(ctx context.Context, pod *corev1.Pod, v view) (first error) {
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			c := &list[i]
-			if !w.lacksImage(pod, c, v) {
-				continue
-			}
-			img, err := w.image(ctx, pod, c)
-			if err != nil {
-				if first == nil {
-					first = err
-				}
-				continue
-			}
-			w.images[c.Image] = img
-			delete(w.waiting, c.Name)
+	for c := range containersOf(pod) {
+		if !w.lacksImage(pod, c, v) {
+			continue
 		}
+		img, err := w.image(ctx, pod, c)
+		if err != nil {
+			if first == nil {
+				first = err
+			}
+			continue
+		}
+		w.images[c.Image] = img
+		delete(w.waiting, c.Name)
 	}
 	return first
 }
@@ -245,7 +242,8 @@ func registryLogin(s *corev1.Secret, host string) (user, password string, ok boo
 }
 
 // launch creates and starts the next attempt of one container.
-func (w *worker) launch(ctx context.Context, pod *corev1.Pod, name string, o observed) error {
+func (w *worker) launch(ctx context.Context, pod *corev1.Pod, name string, v view) error {
+	o := v[name]
 	c := findContainer(pod, name)
 	path := fieldPath(pod, name)
 	fail := func(reason string, err error) error {
@@ -255,7 +253,7 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, name string, o obs
 		}
 		return err
 	}
-	l, err := w.describe(pod, c, o)
+	l, err := w.describe(pod, c, v)
 	if err != nil {
 		return fail("CreateContainerConfigError", err)
 	}
@@ -305,17 +303,39 @@ func (w *worker) create(ctx context.Context, spec container.Spec) (container.Inf
 	return w.agent.Containers.Create(ctx, spec)
 }
 
+// targetOf is the engine container whose processes an ephemeral container asks to see; empty: it does not.
+func targetOf(pod *corev1.Pod, c *corev1.Container, v view) (string, error) {
+	for i := range pod.Spec.EphemeralContainers {
+		e := &pod.Spec.EphemeralContainers[i]
+		if e.Name != c.Name || e.TargetContainerName == "" {
+			continue
+		}
+		o := v[e.TargetContainerName]
+		if !o.running() {
+			return "", fmt.Errorf("unable to find target container %q: it does not run", e.TargetContainerName)
+		}
+		return o.current.ID, nil
+	}
+	return "", nil
+}
+
 // describe collects what the container's spec is made from.
-func (w *worker) describe(pod *corev1.Pod, c *corev1.Container, o observed) (launch, error) {
+func (w *worker) describe(pod *corev1.Pod, c *corev1.Container, v view) (launch, error) {
 	a := w.agent
 	f := a.facts()
 	f.podIP = w.address()
+	o := v[c.Name]
 	env, values, err := f.environment(pod, c)
 	if err != nil {
 		return launch{}, err
 	}
+	target, err := targetOf(pod, c, v)
+	if err != nil {
+		return launch{}, err
+	}
 	l := launch{
-		pod: pod, container: c, epoch: w.sandbox.epoch, env: env, values: values, volumes: w.paths,
+		target: target,
+		pod:    pod, container: c, epoch: w.sandbox.epoch, env: env, values: values, volumes: w.paths,
 		dir: a.volumes.podDir(pod.UID), sandbox: w.sandbox.id, cgroup: a.cgroup(pod.UID), memory: a.memory,
 		imageUser: w.images[c.Image].Config.Config.User,
 	}

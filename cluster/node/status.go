@@ -41,6 +41,7 @@ func (p picture) status(now time.Time) corev1.PodStatus {
 	st.ObservedGeneration = p.pod.Generation
 	st.InitContainerStatuses = p.statuses(p.pod.Spec.InitContainers, true)
 	st.ContainerStatuses = p.statuses(p.pod.Spec.Containers, false)
+	st.EphemeralContainerStatuses = p.ephemerals()
 	st.QOSClass = p.pod.Status.QOSClass
 	if st.QOSClass == "" {
 		st.QOSClass = qos.ComputePodQOS(p.pod)
@@ -112,6 +113,20 @@ func (p picture) statuses(containers []corev1.Container, init bool) []corev1.Con
 	}
 	if len(out) == 0 {
 		return nil
+	}
+	return out
+}
+
+// ephemerals are of containers that are never ready: they serve nobody.
+func (p picture) ephemerals() []corev1.ContainerStatus {
+	var out []corev1.ContainerStatus
+	for i := range p.pod.Spec.EphemeralContainers {
+		cs := p.container(ephemeral(p.pod, i), true)
+		cs.Ready, cs.Started = false, nil
+		if w := cs.State.Waiting; w != nil && w.Reason == "PodInitializing" {
+			w.Reason = "ContainerCreating"
+		}
+		out = append(out, cs)
 	}
 	return out
 }

@@ -156,6 +156,9 @@ func (w *worker) stopAll(ctx context.Context, pod *corev1.Pod, v view, grace tim
 	for i := range pod.Spec.Containers {
 		stop(pod.Spec.Containers[i].Name)
 	}
+	for i := range pod.Spec.EphemeralContainers {
+		stop(pod.Spec.EphemeralContainers[i].Name)
+	}
 	if running {
 		return true
 	}

@@ -194,7 +194,7 @@ func (w *worker) advance(ctx context.Context, pod *corev1.Pod) (at time.Time) {
 			}
 			continue
 		}
-		if err := w.launch(ctx, pod, name, v[name]); err != nil {
+		if err := w.launch(ctx, pod, name, v); err != nil {
 			d.wake(w.delay())
 			break
 		}
@@ -242,34 +242,31 @@ func (w *worker) observe(pod *corev1.Pod) view {
 		return view{}
 	}
 	v := newView(infos, w.epoch())
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			c := &list[i]
-			o, ok := v[c.Name]
-			if !ok {
-				continue
+	for c := range containersOf(pod) {
+		o, ok := v[c.Name]
+		if !ok {
+			continue
+		}
+		o.outdated = o.current.Spec.Labels[labelImage] != c.Image
+		if p := w.probers[c.Name]; p != nil && p.id == o.current.ID {
+			o.started, o.ready, o.failing = p.verdict()
+		} else {
+			o.started = c.StartupProbe == nil
+			o.ready = o.started && c.ReadinessProbe == nil
+			if st := statusOf(pod, c.Name); st != nil && st.ContainerID == containerScheme+o.current.ID && st.Started != nil && *st.Started {
+				o.started, o.ready = true, st.Ready // an agent before this one knew it
 			}
-			o.outdated = o.current.Spec.Labels[labelImage] != c.Image
-			if p := w.probers[c.Name]; p != nil && p.id == o.current.ID {
-				o.started, o.ready, o.failing = p.verdict()
-			} else {
-				o.started = c.StartupProbe == nil
-				o.ready = o.started && c.ReadinessProbe == nil
-				if st := statusOf(pod, c.Name); st != nil && st.ContainerID == containerScheme+o.current.ID && st.Started != nil && *st.Started {
-					o.started, o.ready = true, st.Ready // an agent before this one knew it
-				}
-			}
-			w.mu.Lock()
-			_, busy := w.stopping[o.current.ID]
-			w.mu.Unlock()
-			if busy {
-				o.failing, o.outdated, o.ready = "", false, false
-			}
-			v[c.Name] = o
-			w.readMessage(c, o.current)
-			if o.previous != nil {
-				w.readMessage(c, o.previous)
-			}
+		}
+		w.mu.Lock()
+		_, busy := w.stopping[o.current.ID]
+		w.mu.Unlock()
+		if busy {
+			o.failing, o.outdated, o.ready = "", false, false
+		}
+		v[c.Name] = o
+		w.readMessage(c, o.current)
+		if o.previous != nil {
+			w.readMessage(c, o.previous)
 		}
 	}
 	return v
@@ -283,48 +280,23 @@ func (w *worker) probe(ctx context.Context, pod *corev1.Pod, v view) {
 			delete(w.probers, name)
 		}
 	}
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			c := &list[i]
-			o := v[c.Name]
-			if !o.running() || w.probers[c.Name] != nil || (c.StartupProbe == nil && c.ReadinessProbe == nil && c.LivenessProbe == nil) {
-				continue
-			}
-			p := &prober{
-				pod: pod, container: c, id: o.current.ID, addr: w.sandbox.addr.String(), exec: w.agent.Containers, changed: w.nudge,
-				unhealthy: func(kind, message string) {
-					w.agent.record.podEvent(pod, fieldPath(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", kind, message)
-				},
-			}
-			p.resume(statusOf(pod, c.Name))
-			p.run(ctx, o.current.State.StartedAt)
-			w.probers[c.Name] = p
-			o.started, o.ready, o.failing = p.verdict()
-			v[c.Name] = o
+	for c := range containersOf(pod) {
+		o := v[c.Name]
+		if !o.running() || w.probers[c.Name] != nil || (c.StartupProbe == nil && c.ReadinessProbe == nil && c.LivenessProbe == nil) {
+			continue
 		}
-	}
-}
-
-// statusOf is what the cluster knows of a container.
-func statusOf(pod *corev1.Pod, name string) *corev1.ContainerStatus {
-	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
-		for i := range list {
-			if list[i].Name == name {
-				return &list[i]
-			}
+		p := &prober{
+			pod: pod, container: c, id: o.current.ID, addr: w.sandbox.addr.String(), exec: w.agent.Containers, changed: w.nudge,
+			unhealthy: func(kind, message string) {
+				w.agent.record.podEvent(pod, fieldPath(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", kind, message)
+			},
 		}
+		p.resume(statusOf(pod, c.Name))
+		p.run(ctx, o.current.State.StartedAt)
+		w.probers[c.Name] = p
+		o.started, o.ready, o.failing = p.verdict()
+		v[c.Name] = o
 	}
-	return nil
-}
-
-// fieldPath names a container in events the way kubectl describe expects.
-func fieldPath(pod *corev1.Pod, name string) string {
-	for i := range pod.Spec.InitContainers {
-		if pod.Spec.InitContainers[i].Name == name {
-			return fmt.Sprintf("spec.initContainers{%s}", name)
-		}
-	}
-	return fmt.Sprintf("spec.containers{%s}", name)
 }
 
 // backOffs says why containers that exited are not running again yet.
@@ -337,15 +309,4 @@ func (w *worker) backOffs(pod *corev1.Pod, v view) {
 			delete(w.waiting, name)
 		}
 	}
-}
-
-func findContainer(pod *corev1.Pod, name string) *corev1.Container {
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			if list[i].Name == name {
-				return &list[i]
-			}
-		}
-	}
-	return nil
 }
