@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -70,12 +71,22 @@ func (w *worker) nudge() {
 // update takes the pod's newest version. A deletion interrupts whatever is being prepared.
 func (w *worker) update(pod *corev1.Pod, gone bool) {
 	w.mu.Lock()
+	if shows(pod) && !(maps.Equal(pod.Labels, w.pod.Labels) && maps.Equal(pod.Annotations, w.pod.Annotations)) {
+		w.stale, w.again = true, true
+	}
 	w.pod, w.gone = pod, w.gone || gone
 	if (gone || pod.DeletionTimestamp != nil) && w.interrupt != nil {
 		w.interrupt()
 	}
 	w.mu.Unlock()
 	w.nudge()
+}
+
+// shows says whether a volume of the pod has its own labels or annotations in it.
+func shows(pod *corev1.Pod) bool {
+	return anyVolume(pod, func(v *corev1.Volume) bool {
+		return v.DownwardAPI != nil || anyProjection(v, func(p *corev1.VolumeProjection) bool { return p.DownwardAPI != nil })
+	})
 }
 
 func (w *worker) latest() *corev1.Pod {

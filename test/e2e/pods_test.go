@@ -20,7 +20,7 @@ func TestPods(t *testing.T) {
 		run  func(t *testing.T, d *harness.Daemon, ns string)
 	}{
 		{"volumes", volumes}, {"environment", environment}, {"probes", probes}, {"hooks", hooks}, {"init containers", initContainers},
-		{"limits", limits}, {"security", security}, {"images", images}, {"termination", termination}, {"unschedulable", unschedulable},
+		{"limits", limits}, {"security", security}, {"images", images}, {"termination", termination}, {"debug", debug}, {"unschedulable", unschedulable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ns := "pods-" + strings.ReplaceAll(tt.name, " ", "-")
@@ -128,7 +128,7 @@ spec:
 	changedConfig(t, d, ns)
 }
 
-// changedConfig: a running pod sees a changed ConfigMap without a restart.
+// changedConfig: a running pod sees a changed ConfigMap, and its own new label, without a restart.
 func changedConfig(t *testing.T, d *harness.Daemon, ns string) {
 	d.Apply(t, ns, `
 apiVersion: v1
@@ -136,10 +136,17 @@ kind: Pod
 metadata: {name: follower}
 spec:
   terminationGracePeriodSeconds: 0
-  volumes: [{name: config, configMap: {name: settings}}]
-  containers: [{name: c, image: base:1, command: [sleep, inf], volumeMounts: [{name: config, mountPath: /config}]}]
+  volumes:
+  - {name: config, configMap: {name: settings}}
+  - {name: down, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
+  containers: [{name: c, image: base:1, command: [sleep, inf], volumeMounts: [{name: config, mountPath: /config}, {name: down, mountPath: /down}]}]
 `)
 	d.AwaitPod(t, ns, "follower", "ready", harness.Ready)
+	d.Kubectl(t, "label", "pod", "follower", "-n", ns, "mood=sunny")
+	harness.Eventually(t, 30*time.Second, "the new label", func() error {
+		_, err := d.TryExec(t, ns, "follower", "grep sunny /down/labels")
+		return err
+	})
 	d.Kubectl(t, "patch", "configmap", "settings", "-n", ns, "-p", `{"data":{"colour":"green"}}`)
 	harness.Eventually(t, 30*time.Second, "the changed configuration", func() error {
 		_, err := d.TryExec(t, ns, "follower", "grep green /config/colour")
@@ -475,6 +482,31 @@ spec:
 		return len(s) > 0 && s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "CrashLoopBackOff" && s[0].RestartCount == 1
 	})
 	says(t, d.Kubectl(t, "get", "pods", "-n", ns), "CrashLoopBackOff")
+}
+
+// debug adds a container to a pod that runs, which sees the processes of another.
+func debug(t *testing.T, d *harness.Daemon, ns string) {
+	d.Apply(t, ns, `
+apiVersion: v1
+kind: Pod
+metadata: {name: quiet}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: base:1, command: [sleep, "4711"]}]
+`)
+	d.AwaitPod(t, ns, "quiet", "ready", harness.Ready)
+	d.Kubectl(t, "debug", "quiet", "-n", ns, "--image=base:1", "--target=c", "--container=look", "--", "sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; exit 3")
+	pod := d.AwaitPod(t, ns, "quiet", "looked into", func(p *corev1.Pod) bool {
+		s := p.Status.EphemeralContainerStatuses
+		return len(s) == 1 && s[0].State.Terminated != nil
+	})
+	if got := pod.Status.EphemeralContainerStatuses[0].State.Terminated.ExitCode; got != 3 {
+		t.Errorf("the ephemeral container exited with %d; want 3", got)
+	}
+	if !harness.Ready(pod) {
+		t.Errorf("the pod is not ready any more: %+v", pod.Status.Conditions)
+	}
+	says(t, d.Kubectl(t, "logs", "-n", ns, "quiet", "-c", "look"), "sleep 4711")
 }
 
 func unschedulable(t *testing.T, d *harness.Daemon, ns string) {
