@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"slipway.dev/slipway/engine/container"
 )
 
@@ -17,6 +19,7 @@ const (
 	annotationUlimits  = "slipway.dev/ulimits"     // nofile=1024:2048,nproc=64:64
 	annotationPids     = "slipway.dev/pids-limit"  // 64
 	annotationCPUSet   = "slipway.dev/cpuset"      // 0-1
+	annotationDevices  = "slipway.dev/devices"     // /dev/fuse:/dev/fuse:rwm,…; only what is a host path of the pod too
 	annotationPopulate = "slipway.dev/populate"    // volumes, by name, that start with the image's content
 )
 
@@ -44,7 +47,32 @@ func (l launch) extras(s *container.Spec) error {
 			s.Resources.Ulimits = append(s.Resources.Ulimits, u)
 		}
 	}
+	if v := a[annotationDevices]; v != "" {
+		devices, err := parseDevices(v, l.pod)
+		if err != nil {
+			return fmt.Errorf("annotation %s: %w", annotationDevices, err)
+		}
+		s.Devices = append(s.Devices, devices...)
+	}
 	return nil
+}
+
+// parseDevices reads SOURCE:TARGET:PERMISSIONS, again and again. Admission knows nothing of annotations: a device is had only by
+// a pod that was admitted with the same path as a host path.
+func parseDevices(text string, pod *corev1.Pod) ([]container.Device, error) {
+	var out []container.Device
+	for part := range strings.SplitSeq(text, ",") {
+		words := strings.Split(part, ":")
+		if len(words) != 3 {
+			return nil, fmt.Errorf("%q is not SOURCE:TARGET:PERMISSIONS", part)
+		}
+		admitted := slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil && v.HostPath.Path == words[0] })
+		if !admitted {
+			return nil, fmt.Errorf("%s is not among the pod's hostPath volumes", words[0])
+		}
+		out = append(out, container.Device{Source: words[0], Target: words[1], Permissions: words[2]})
+	}
+	return out, nil
 }
 
 func parseUlimit(text string) (container.Ulimit, error) {

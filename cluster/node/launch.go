@@ -81,7 +81,7 @@ func (l launch) spec() (container.Spec, error) {
 		s.Cmd = expand(c.Args, l.values)
 	}
 	if pod.Spec.HostNetwork {
-		s.NetworkMode = "host"
+		s.NetworkMode, s.UTSMode = "host", "host" // the sandbox has neither
 	}
 	switch {
 	case pod.Spec.HostPID:

@@ -40,8 +40,11 @@ func newView(infos []container.Info, epoch string) view {
 	}
 	for name, o := range v {
 		before, _ := strconv.Atoi(o.current.Spec.Labels[labelBackOff])
-		s := o.current.State
-		o.backOff = nextBackOff(o.restarts, time.Duration(before)*time.Second, s.FinishedAt.Sub(s.StartedAt))
+		s, ran := o.current.State, time.Duration(0)
+		if !s.StartedAt.IsZero() { // one that never started has not run since the year 1
+			ran = s.FinishedAt.Sub(s.StartedAt)
+		}
+		o.backOff = nextBackOff(o.restarts, time.Duration(before)*time.Second, ran)
 		v[name] = o
 	}
 	return v

@@ -86,7 +86,11 @@ func (m *Manager) connect(ctx context.Context, c *instance, run int) (*connectio
 	kind, ref := networkKind(spec)
 	switch kind {
 	case "sandbox":
-		return &connection{path: sandboxPath, sandbox: ref}, nil
+		path := sandboxPath
+		if spec.NetworkMode == network.HostNetwork {
+			path = hostNamespace // a sandbox for the rest only
+		}
+		return &connection{path: path, sandbox: ref}, nil
 	case "host":
 		endpoints, err := m.nominal(spec)
 		return &connection{path: hostNamespace, endpoints: endpoints}, err

@@ -361,8 +361,7 @@ func systemMounts(b *bundle) []specs.Mount {
 	if b.PID == hostNamespace {
 		mounts[0] = specs.Mount{Destination: "/proc", Type: "bind", Source: "/proc", Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
 	}
-	if b.IPC == hostNamespace {
-		mounts[5] = specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
+	if b.IPC == hostNamespace { // its queues are in every mqueue that is mounted in it, and not every host mounts one
 		mounts[6] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
 	}
 	if b.Spec.IpcMode == "none" {
