@@ -9,6 +9,7 @@ import (
 const (
 	kindService   = "service"
 	kindPod       = "pod"
+	kindHostPorts = "host ports" // of a pod; few have any
 	kindNamespace = "namespace"
 	kindPolicy    = "policy"
 )

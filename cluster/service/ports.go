@@ -4,46 +4,45 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
 
-// portKeeper takes host ports for services before a rule leads from them, and gives
-// them back after the last rule is gone.
+// portKeeper takes host ports for services and pods before a rule leads from them, and
+// gives them back after the last rule is gone. Owners are "service ns/name" and "pod ns/name".
 type portKeeper struct {
 	ports   PortReserver
-	held    map[string][]hold // by service
+	held    map[string][]hold // by owner
 	wanted  map[string][]hold // the same, after the next commit
-	refused map[string]bool   // services that lack a port
+	refused map[string]bool   // owners that lack a port
 }
 
 func newPortKeeper(p PortReserver) portKeeper {
 	return portKeeper{ports: p, held: map[string][]hold{}, wanted: map[string][]hold{}, refused: map[string]bool{}}
 }
 
-func owner(key string) string { return "service " + key }
-
-// want reserves the ports of a service, and says which were refused.
-func (k *portKeeper) want(ctx context.Context, key string, holds []hold) (refused []hold, err error) {
+// want reserves the ports of an owner, and says which were refused.
+func (k *portKeeper) want(ctx context.Context, owner string, holds []hold) (refused []hold, err error) {
 	var errs []error
 	var got []hold
 	for _, h := range holds {
-		if slices.Contains(k.held[key], h) {
+		if slices.Contains(k.held[owner], h) {
 			got = append(got, h)
 			continue
 		}
-		if _, err := k.ports.ReservePort(ctx, owner(key), strings.ToLower(string(h.proto)), h.addr, h.port); err != nil {
+		if _, err := k.ports.ReservePort(ctx, owner, strings.ToLower(string(h.proto)), h.addr, h.port); err != nil {
 			refused = append(refused, h)
 			errs = append(errs, explain(err))
 			continue
 		}
-		k.held[key] = append(k.held[key], h)
+		k.held[owner] = append(k.held[owner], h)
 		got = append(got, h)
 	}
-	k.wanted[key] = got
-	delete(k.refused, key)
+	k.wanted[owner] = got
+	delete(k.refused, owner)
 	if len(refused) > 0 {
-		k.refused[key] = true
+		k.refused[owner] = true
 	}
 	return refused, errors.Join(errs...)
 }
@@ -57,31 +56,25 @@ func explain(err error) error {
 	return err
 }
 
-// settle gives back the ports that a service no longer wants, now that no rule uses them.
-func (k *portKeeper) settle(ctx context.Context, key string) {
-	for _, h := range k.held[key] {
-		if !slices.Contains(k.wanted[key], h) {
-			k.ports.ReleasePort(ctx, owner(key), strings.ToLower(string(h.proto)), h.addr, h.port)
+// settle gives back the ports that an owner no longer wants, now that no rule uses them.
+func (k *portKeeper) settle(ctx context.Context, owner string) {
+	for _, h := range k.held[owner] {
+		if !slices.Contains(k.wanted[owner], h) {
+			k.ports.ReleasePort(ctx, owner, strings.ToLower(string(h.proto)), h.addr, h.port)
 		}
 	}
-	k.held[key] = k.wanted[key]
-	delete(k.wanted, key)
-	if len(k.held[key]) == 0 {
-		delete(k.held, key)
+	k.held[owner] = k.wanted[owner]
+	delete(k.wanted, owner)
+	if len(k.held[owner]) == 0 {
+		delete(k.held, owner)
 	}
 }
 
-// wanting lists services that lack a port.
-func (k *portKeeper) wanting() []string {
-	var keys []string
-	for key := range k.refused {
-		keys = append(keys, key)
-	}
-	return keys
-}
+// wanting lists owners that lack a port.
+func (k *portKeeper) wanting() []string { return slices.Collect(maps.Keys(k.refused)) }
 
 func (k *portKeeper) releaseAll(ctx context.Context) {
-	for key := range k.held {
-		k.settle(ctx, key)
+	for owner := range k.held {
+		k.settle(ctx, owner)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -170,7 +171,12 @@ func (s *Server) marks() map[schema.GroupResource]func(store.Event) {
 				}
 			}
 		},
-		kinds.Pods:            func(e store.Event) { s.mark(kindPod, e) },
+		kinds.Pods: func(e store.Event) {
+			s.mark(kindPod, e)
+			if pod, ok := e.Object.(*corev1.Pod); ok && hasHostPorts(pod) {
+				s.mark(kindHostPorts, e)
+			}
+		},
 		kinds.Namespaces:      func(e store.Event) { s.mark(kindNamespace, e) },
 		kinds.NetworkPolicies: func(e store.Event) { s.mark(kindPolicy, e) },
 	}
@@ -186,6 +192,9 @@ func (s *Server) everything() {
 	for kind, gr := range map[string]schema.GroupResource{kindService: kinds.Services, kindPod: kinds.Pods, kindNamespace: kinds.Namespaces, kindPolicy: kinds.NetworkPolicies} {
 		for o := range s.opts.Reader.Snapshot(gr).All("") {
 			s.dirty.add(kind, store.KeyOf(o))
+			if pod, ok := o.(*corev1.Pod); ok && hasHostPorts(pod) {
+				s.dirty.add(kindHostPorts, store.KeyOf(o))
+			}
 		}
 	}
 }
@@ -203,8 +212,12 @@ func (s *Server) loop(ctx context.Context) {
 			return
 		case <-s.dirty.wake:
 		case <-retry.C:
-			for _, key := range s.ports.wanting() {
-				s.dirty.add(kindService, key)
+			for _, owner := range s.ports.wanting() {
+				if key, ok := strings.CutPrefix(owner, podOwner); ok {
+					s.dirty.add(kindHostPorts, key)
+				} else {
+					s.dirty.add(kindService, strings.TrimPrefix(owner, serviceOwner))
+				}
 			}
 		}
 		err := s.sync(ctx)
@@ -228,10 +241,13 @@ type outcome struct {
 func (s *Server) sync(ctx context.Context) error {
 	todo := s.dirty.take()
 	var outcomes []outcome
-	programs := map[string]program{}
+	programs := map[string]program{} // by owner
+	for key := range todo[kindHostPorts] {
+		programs[podOwner+key] = s.plannedPod(ctx, key)
+	}
 	for key := range todo[kindService] {
 		p, out := s.planned(ctx, key)
-		programs[key] = p
+		programs[serviceOwner+key] = p
 		if out.svc != nil {
 			outcomes = append(outcomes, out)
 		}
@@ -241,8 +257,8 @@ func (s *Server) sync(ctx context.Context) error {
 		s.dirty.putBack(todo)
 		return err
 	}
-	for key := range todo[kindService] {
-		s.ports.settle(ctx, key)
+	for owner := range programs {
+		s.ports.settle(ctx, owner)
 	}
 	for _, out := range outcomes {
 		s.report(ctx, out)
@@ -256,20 +272,45 @@ func (s *Server) planned(ctx context.Context, key string) (program, outcome) {
 	namespace, name := split(key)
 	svc, ok := store.Get[*corev1.Service](s.opts.Reader, kinds.Services, namespace, name)
 	if !ok {
-		s.ports.want(ctx, key, nil)
+		s.ports.want(ctx, serviceOwner+key, nil)
 		s.names.set(key, nil)
 		return program{}, outcome{}
 	}
 	s.names.set(key, svc)
 	slices := store.Indexed[*discoveryv1.EndpointSlice](s.opts.Reader, kinds.EndpointSlices, kinds.ByService, key)
 	p, err := planService(svc, slices, where{s.opts.NodeName, s.opts.NodeAddr})
-	refused, portErr := s.ports.want(ctx, key, p.holds)
+	portErr := s.take(ctx, serviceOwner+key, &p)
+	return p, outcome{svc, p.ingress, errors.Join(err, portErr)}
+}
+
+// Owners of host ports, by what comes before the key.
+const (
+	serviceOwner = "service "
+	podOwner     = "pod "
+)
+
+// take reserves the host ports of a program; fronts without one are left out of it.
+func (s *Server) take(ctx context.Context, owner string, p *program) error {
+	refused, err := s.ports.want(ctx, owner, p.holds)
 	for _, h := range refused {
 		delete(p.fronts, front{h.addr, h.proto, h.port})
 		p.holds = without(p.holds, h)
 		p.ingress = nil
 	}
-	return p, outcome{svc, p.ingress, errors.Join(err, portErr)}
+	return err
+}
+
+// plannedPod works out what leads from host ports to a pod.
+func (s *Server) plannedPod(ctx context.Context, key string) program {
+	namespace, name := split(key)
+	var p program
+	if pod, ok := store.Get[*corev1.Pod](s.opts.Reader, kinds.Pods, namespace, name); ok {
+		p = planPod(pod, s.opts.NodeName)
+	}
+	if err := s.take(ctx, podOwner+key, &p); err != nil {
+		s.log.Warn("a pod lacks a port of the host", "pod", key, "error", err)
+	}
+	return p
 }
 
 func without(list []hold, h hold) []hold {

@@ -132,6 +132,36 @@ func TestServices(t *testing.T) {
 			return err
 		})
 	})
+	t.Run("host port", func(t *testing.T) {
+		port := freePort(t)
+		d.Apply(t, ns, fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: outside}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: base:1, command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"], ports: [{containerPort: 8080, hostPort: %d}]}]
+`, port))
+		d.AwaitPod(t, ns, "outside", "ready", harness.Ready)
+		harness.Eventually(t, 10*time.Second, "the pod behind the port", func() error {
+			res, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d", port))
+			if err == nil {
+				res.Body.Close()
+			}
+			return err
+		})
+		if got := strings.TrimSpace(get(t, fmt.Sprintf("http://127.0.0.1:%d", port))); got != "outside" {
+			t.Errorf("the host port is answered by %q", got)
+		}
+		d.Kubectl(t, "delete", "pod", "-n", ns, "outside")
+		harness.Eventually(t, 10*time.Second, "the port to be free again", func() error {
+			l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+			if err == nil {
+				l.Close()
+			}
+			return err
+		})
+	})
 	t.Run("network policy", func(t *testing.T) { policies(t, d, ns) })
 	t.Run("no endpoint", func(t *testing.T) {
 		d.Kubectl(t, "scale", "-n", ns, "deployment/web", "--replicas=0")
