@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X slipway.dev/slipway/daemon/version.Version=$(VERSION)
 STATIC  := -tags 'seccomp netgo osusergo runc_nocriu' -ldflags '-s -w -extldflags -static'
 
-.PHONY: build install demo demo-down test test-vm bench lint prerequisites clean
+.PHONY: build install demo demo-down test test-vm test-compose bench lint prerequisites clean
 
 build: prerequisites
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/slipway ./cmd/slipwayd ./cmd/slipway-compose
@@ -38,6 +38,12 @@ bench: build
 # Boots a Debian root with systemd and cgroup v2 alone under qemu: minutes, so not part of CI.
 test-vm: build
 	@test/vm/run
+
+# Docker's own Compose against the Docker API. Building it takes minutes, so it is not part of CI either.
+test-compose: build
+	@scripts/clients
+	cd test/clients/compose && $(CURDIR)/$(GO) build -ldflags '-s -w' -o $(CURDIR)/.cache/clients/docker-compose github.com/docker/compose/v5/cmd
+	SLIPWAY_BIN=$(CURDIR)/$(BIN) SLIPWAY_TEST_CLIENTS=$(CURDIR)/.cache/clients $(GO) test -tags seccomp,runc_nocriu -count=1 -run TestScripts/compose ./test/docker
 
 lint:
 	@scripts/lint
