@@ -239,6 +239,9 @@ func renamed(p, old, name string) string {
 	if name == "" {
 		return p
 	}
+	if old == "." {
+		return path.Join(name, p)
+	}
 	rest, ok := strings.CutPrefix(p, old)
 	if !ok || rest != "" && rest[0] != '/' {
 		return p

@@ -88,11 +88,15 @@ func (r *root) open(path string, flags int) (*os.File, error) {
 	return openIn(r.dir, path, flags)
 }
 
+// isContents tells whether a path means what is in a directory, and not the directory: "/etc/.".
+func isContents(p string) bool { return strings.HasSuffix(p, "/.") || p == "." }
+
 // at opens the directory that path's last component is in, and returns its name.
 func (r *root) at(p string) (*os.File, string, error) {
+	contents := isContents(p)
 	p = path.Clean("/" + p)
-	if p == "/" {
-		dir, err := r.open("/", unix.O_PATH|unix.O_DIRECTORY)
+	if p == "/" || contents {
+		dir, err := r.open(p, unix.O_PATH|unix.O_DIRECTORY)
 		return dir, ".", err
 	}
 	dir, err := r.open(path.Dir(p), unix.O_PATH|unix.O_DIRECTORY)
@@ -143,6 +147,9 @@ func (r *root) stat(c *instance, p string) (PathStat, error) {
 		return PathStat{}, pathError(c, p, err)
 	}
 	st := PathStat{Name: path.Base(path.Clean("/" + p)), Size: fi.Size(), Mode: fi.Mode(), Mtime: fi.ModTime()}
+	if isContents(p) {
+		st.Name = "."
+	}
 	if fi.Mode()&fs.ModeSymlink != 0 {
 		target, err := readlinkAt(dir, name)
 		if err != nil {
@@ -242,7 +249,8 @@ func (a *archiveReader) Close() error {
 	return a.PipeReader.Close()
 }
 
-// archive writes the tree at p; names begin with its last component, as docker cp wants.
+// archive writes the tree at p; names begin with its last component, which is "." for the contents
+// of a directory: docker cp replaces it by the name that the copy gets.
 func (r *root) archive(ctx context.Context, w *tar.Writer, p string) error {
 	dir, name, err := r.at(p)
 	if err != nil {
@@ -250,7 +258,11 @@ func (r *root) archive(ctx context.Context, w *tar.Writer, p string) error {
 	}
 	defer dir.Close()
 	a := archiver{ctx: ctx, w: w, links: map[inodeID]string{}, buf: make([]byte, 64<<10)}
-	return a.add(dir, name, strings.TrimPrefix(path.Base(path.Clean("/"+p)), "/"))
+	as := strings.TrimPrefix(path.Base(path.Clean("/"+p)), "/")
+	if isContents(p) {
+		as = "."
+	}
+	return a.add(dir, name, as)
 }
 
 type inodeID struct{ dev, ino uint64 }
@@ -337,7 +349,11 @@ func (a *archiver) addDir(parent *os.File, name, as string) error {
 		return err
 	}
 	for _, n := range names {
-		if err := a.add(dir, n, path.Join(as, n)); err != nil {
+		below := as + "/" + n // not cleaned: "./n" is meant
+		if as == "" {
+			below = n
+		}
+		if err := a.add(dir, n, below); err != nil {
 			return err
 		}
 	}
