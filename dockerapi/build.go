@@ -209,12 +209,15 @@ func cacheRecord(c build.CacheRecord) buildtypes.CacheRecord {
 	return j
 }
 
-var buildPruneFilters = []string{"until", "id", "type", "description", "inuse", "shared", "private", "unused-for"}
+var buildPruneFilters = []string{"until", "label", "label!", "id", "type", "description", "inuse", "shared", "private", "unused-for"}
 
 func (s *Server) pruneBuildCache(w *reply, r *request) error {
 	f, err := parseFilters(r, buildPruneFilters...)
 	if err != nil {
 		return err
+	}
+	if f.has("label") { // `docker system prune --filter label=x` asks all that can be pruned, and the cache has no labels
+		return writeJSON(w, http.StatusOK, buildtypes.CachePruneReport{CachesDeleted: []string{}})
 	}
 	o := build.PruneOptions{IDs: f["id"]}
 	for _, name := range []string{"keep-storage", "reserved-space", "max-used-space"} {

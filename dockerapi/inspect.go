@@ -98,7 +98,11 @@ func originalRequest(spec *container.Spec) (containertypes.CreateRequest, error)
 func configJSON(info container.Info, c *containertypes.Config) *containertypes.Config {
 	spec := info.Spec
 	c.Hostname = spec.Hostname
-	if c.Hostname == "" && spec.NetworkMode != networktypes.NetworkHost && len(info.ID) >= 12 {
+	switch {
+	case c.Hostname != "":
+	case spec.NetworkMode == networktypes.NetworkHost || spec.UTSMode == "host":
+		c.Hostname = readMachine().hostname
+	case !strings.HasPrefix(spec.NetworkMode, "container:") && len(info.ID) >= 12:
 		c.Hostname = info.ID[:12]
 	}
 	c.Domainname, c.User, c.WorkingDir, c.Image = spec.Domainname, spec.User, spec.WorkingDir, spec.Image

@@ -121,10 +121,10 @@ func (s *Server) containerSummary(ctx context.Context, info container.Info, now 
 	return summary
 }
 
-// imageShown is the name that a container's image was given, unless that name means another image by now.
+// imageShown is the name that a container's image was given, unless that name means another image, or none, by now.
 func (s *Server) imageShown(ctx context.Context, info container.Info) string {
 	img, err := s.images.Get(ctx, info.Spec.Image)
-	if err == nil && img.ID.String() != info.ImageID {
+	if err != nil || img.ID.String() != info.ImageID {
 		return info.ImageID
 	}
 	return info.Spec.Image

@@ -1,7 +1,12 @@
 package dockerapi
 
 import (
+	"os"
+	"path"
 	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	containertypes "github.com/moby/moby/api/types/container"
@@ -24,7 +29,11 @@ func validateCreate(c *containertypes.Config, h *containertypes.HostConfig, n *n
 	if err := checkNetworking(c, h, n); err != nil {
 		return nil, err
 	}
-	return validateResources(h.Resources)
+	warnings, err = validateResources(h.Resources)
+	if h.NetworkMode.IsHost() && len(h.PortBindings) > 0 {
+		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	}
+	return warnings, err
 }
 
 func checkProcess(c *containertypes.Config, h *containertypes.HostConfig) error {
@@ -39,6 +48,11 @@ func checkProcess(c *containertypes.Config, h *containertypes.HostConfig) error 
 	}
 	if h.ShmSize < 0 {
 		return invalid("SHM size can not be less than 0")
+	}
+	for target := range c.Volumes {
+		if !path.IsAbs(target) || path.Clean(target) == "/" {
+			return invalid("invalid volume specification: '%s': the path in the container must be absolute and not '/'", target)
+		}
 	}
 	return checkHealth(c.Healthcheck)
 }
@@ -195,5 +209,56 @@ func checkCPU(r containertypes.Resources) error {
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
 	}
+	if err := checkSet(r.CpusetCpus, "CPUs", "/sys/devices/system/cpu/online"); err != nil {
+		return err
+	}
+	return checkSet(r.CpusetMems, "memory nodes", "/sys/devices/system/node/online")
+}
+
+// checkSet refuses processors or memory nodes that this machine does not have. The kernel would as well, but in words
+// that say nothing.
+func checkSet(set, what, onlineFile string) error {
+	if set == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(onlineFile)
+	online := strings.TrimSpace(string(raw))
+	if err != nil || online == "" {
+		return nil // the kernel decides
+	}
+	has, err := parseSet(online)
+	if err != nil {
+		return nil
+	}
+	want, err := parseSet(set)
+	if err != nil {
+		return invalid("Invalid value %s for a set of %s: %v", set, what, err)
+	}
+	for _, w := range want {
+		if !slices.ContainsFunc(has, func(h interval) bool { return h.first <= w.first && w.last <= h.last }) {
+			return invalid("Requested %s are not available - requested %s, available: %s", what, set, online)
+		}
+	}
 	return nil
+}
+
+type interval struct{ first, last uint64 }
+
+// parseSet reads the kernel's form of a set, "0-3,7". It is not expanded: "0-4294967295" is short to write.
+func parseSet(s string) (set []interval, err error) {
+	for part := range strings.SplitSeq(s, ",") {
+		from, to, ranged := strings.Cut(strings.TrimSpace(part), "-")
+		if !ranged {
+			to = from
+		}
+		var i interval
+		if i.first, err = strconv.ParseUint(from, 10, 32); err != nil {
+			return nil, err
+		}
+		if i.last, err = strconv.ParseUint(to, 10, 32); err != nil {
+			return nil, err
+		}
+		set = append(set, i)
+	}
+	return set, nil
 }

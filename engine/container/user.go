@@ -59,7 +59,7 @@ func lookupUser(root opener, name string, extra []string) (specs.User, error) {
 
 func userError(name string, err error) error {
 	if errors.Is(err, user.ErrNoPasswdEntries) || errors.Is(err, user.ErrNoGroupEntries) {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("unable to find user %s: %v", name, err))
+		return errdefs.ErrInvalidArgument.WithMessage(err.Error()) // it names the user or the group
 	}
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("user %q: %v", name, err))
 }
