@@ -120,7 +120,8 @@ func overlapsAny(p netip.Prefix, others []netip.Prefix) bool {
 	return false
 }
 
-// defaultPools are Docker's.
+// defaultPools are Docker's, and then smaller ranges: Docker's are used up by 31 networks, which on a machine of
+// many Compose projects is an error that nobody expects.
 func defaultPools() []Pool {
 	return []Pool{
 		{netip.MustParsePrefix("172.17.0.0/16"), 16},
@@ -129,5 +130,6 @@ func defaultPools() []Pool {
 		{netip.MustParsePrefix("172.24.0.0/14"), 16},
 		{netip.MustParsePrefix("172.28.0.0/14"), 16},
 		{netip.MustParsePrefix("192.168.0.0/16"), 20},
+		{netip.MustParsePrefix("10.176.0.0/16"), 24},
 	}
 }

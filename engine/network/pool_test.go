@@ -75,3 +75,20 @@ func TestParseResolvConf(t *testing.T) {
 		t.Errorf("servers %v; want %s", got, want)
 	}
 }
+
+func TestMoreNetworksThanDockerHas(t *testing.T) {
+	var taken []netip.Prefix
+	for range 287 {
+		p, err := freeSubnet(defaultPools(), taken)
+		if err != nil {
+			t.Fatalf("after %d networks: %v", len(taken), err)
+		}
+		taken = append(taken, p)
+	}
+	if got := taken[31].String(); got != "10.176.0.0/24" {
+		t.Errorf("the 32nd network has %s; want the first of the smaller ranges", got)
+	}
+	if p, err := freeSubnet(defaultPools(), taken); err == nil {
+		t.Errorf("one more network than there are ranges has %s", p)
+	}
+}
