@@ -105,12 +105,12 @@ func noContainerSetting(s *types.ServiceConfig) []setting {
 		{"cpu_shares", s.CPUShares != 0}, {"cpu_quota", s.CPUQuota != 0}, {"cpu_period", s.CPUPeriod != 0},
 		{"cpu_rt_period", s.CPURTPeriod != 0}, {"cpu_rt_runtime", s.CPURTRuntime != 0},
 		{"credential_spec", s.CredentialSpec != nil}, {"device_cgroup_rules", len(s.DeviceCgroupRules) > 0},
-		{"devices", len(s.Devices) > 0}, {"domainname", s.DomainName != ""}, {"gpus", len(s.Gpus) > 0},
+		{"domainname", s.DomainName != ""}, {"gpus", len(s.Gpus) > 0},
 		{"isolation", s.Isolation != ""}, {"logging", s.Logging != nil}, {"log_driver", s.LogDriver != ""}, {"log_opt", len(s.LogOpt) > 0},
 		{"mac_address", s.MacAddress != ""}, {"mem_swappiness", s.MemSwappiness != 0}, {"memswap_limit", s.MemSwapLimit != 0},
 		{"oom_kill_disable", s.OomKillDisable}, {"oom_score_adj", s.OomScoreAdj != 0}, {"runtime", s.Runtime != ""},
 		{"storage_opt", len(s.StorageOpt) > 0}, {"umask", s.Umask != nil}, {"userns_mode", s.UserNSMode != ""}, {"uts", s.Uts != ""},
-		{"volume_driver", s.VolumeDriver != ""}, {"volumes_from", len(s.VolumesFrom) > 0},
+		{"volume_driver", s.VolumeDriver != ""},
 		{"platform", s.Platform != "" && s.Build == nil},
 	}
 }

@@ -21,6 +21,8 @@ type Source struct {
 	Profiles   []string
 	EnvFiles   []string
 	WorkingDir string // where to start looking
+	// Whole is for those who only ask what there is: no service need be enabled.
+	Whole bool
 }
 
 // Load reads and checks the project: interpolation, .env, overrides, profiles, extends and include.
@@ -50,7 +52,7 @@ func Load(ctx context.Context, s Source) (*types.Project, error) {
 		return nil, fmt.Errorf("no compose.yaml in %s or above: write one, or name one with -f", orCurrent(dir))
 	case err != nil:
 		return nil, inFiles(opts.ConfigPaths, legible(err))
-	case len(p.Services) == 0:
+	case len(p.Services) == 0 && !s.Whole:
 		return nil, fmt.Errorf("%s: no service is selected: check services and --profile", strings.Join(p.ComposeFiles, ", "))
 	}
 	return p, nil

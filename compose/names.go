@@ -17,6 +17,7 @@ const (
 	labelManagedBy = "app.kubernetes.io/managed-by"
 	labelNetwork   = "network.slipway.dev/" // + network name: the pod is on it
 	labelInternal  = "network.slipway.dev.internal"
+	labelShared    = "name.slipway.dev/" // + a name that several services share: the pod answers to it
 
 	annotationAllPorts  = "slipway.dev/all-ports"      // a Service forwards every port
 	annotationHostIP    = "slipway.dev/host-ip"        // host addresses that a LoadBalancer binds
@@ -27,6 +28,7 @@ const (
 	annotationPids      = "slipway.dev/pids-limit"     //
 	annotationPopulate  = "slipway.dev/populate"       // volumes that start with the image's content
 	annotationCPUSet    = "slipway.dev/cpuset"         //
+	annotationDevices   = "slipway.dev/devices"        // host:container:rwm,…
 	annotationRestart   = "slipway.dev/restarted-with" // content of the services that a pod is restarted with
 	annotationPublished = "slipway.dev/published"      // on Services for published ports
 

@@ -1,8 +1,8 @@
 package compose
 
 import (
-	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -36,7 +36,7 @@ func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]st
 	}
 	pod := corev1.PodSpec{
 		EnableServiceLinks: &off, AutomountServiceAccountToken: &off, TerminationGracePeriodSeconds: &grace,
-		Hostname: LegalHostname(s.Hostname), HostAliases: t.hostAliases(s), DNSConfig: dnsConfig(s),
+		Hostname: t.hostname(s.Hostname), HostAliases: t.hostAliases(s), DNSConfig: dnsConfig(s),
 	}
 	if err := t.namespaces(s, &pod); err != nil {
 		return pod, nil, err
@@ -46,7 +46,10 @@ func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]st
 		return pod, nil, err
 	}
 	for _, p := range s.Ports {
-		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: int32(p.Target), Protocol: protocol(p.Protocol)})
+		// One port may be published at several places of the host.
+		if port := (corev1.ContainerPort{ContainerPort: int32(p.Target), Protocol: protocol(p.Protocol)}); !slices.Contains(c.Ports, port) {
+			c.Ports = append(c.Ports, port)
+		}
 	}
 	if err := t.podSecurity(s, &pod); err != nil {
 		return pod, nil, err
@@ -56,12 +59,16 @@ func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]st
 	return pod, annotations, nil
 }
 
-// LegalHostname keeps a host name that is a DNS label, and only that.
-func LegalHostname(name string) string {
+// hostname keeps a host name that is a DNS label, and only that.
+func (t *translation) hostname(name string) string {
 	if name == "" {
 		return ""
 	}
-	return LegalName(name)
+	legal := LegalName(name)
+	if legal != name {
+		t.note("hostname %s: inside it is %s, since a pod's name for itself is a DNS label", name, legal)
+	}
+	return legal
 }
 
 // environment is sorted by name.
@@ -240,7 +247,9 @@ func (t *translation) namespaces(s *types.ServiceConfig, pod *corev1.PodSpec) er
 		pod.HostNetwork = true
 		pod.DNSPolicy = corev1.DNSClusterFirstWithHostNet
 	case s.NetworkMode == "none":
-		return errors.New("network_mode none has no counterpart in Kubernetes: put the service on an internal network of its own")
+		t.note("network_mode none: it has an address, but reaches nobody and nobody reaches it")
+	case s.NetworkMode == "bridge":
+		t.note("network_mode bridge is taken as the project's own network")
 	case strings.HasPrefix(s.NetworkMode, "service:"), strings.HasPrefix(s.NetworkMode, "container:"):
 		return fmt.Errorf("network_mode %q is not supported: give the service a network", s.NetworkMode)
 	}
@@ -267,8 +276,11 @@ func (t *translation) hostAliases(s *types.ServiceConfig) []corev1.HostAlias {
 	for name, addresses := range s.ExtraHosts {
 		for _, a := range addresses {
 			if a == "host-gateway" {
-				t.note("extra_hosts %s:host-gateway is not supported: name an address", name)
-				continue
+				if t.HostAddress == "" {
+					t.note("extra_hosts %s:host-gateway: the host's address is not known there: name one", name)
+					continue
+				}
+				a = t.HostAddress
 			}
 			byAddress[a] = append(byAddress[a], name)
 		}

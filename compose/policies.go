@@ -17,6 +17,13 @@ func (t *translation) policies() {
 	}
 	for _, name := range sortedNames(t.Project.Services) {
 		s := t.Project.Services[name]
+		if s.NetworkMode == "none" {
+			// The pod has an address like every other, but nobody hears it and it hears nobody.
+			t.add(t.policy(LegalName(name+"-none"), networkingv1.NetworkPolicySpec{
+				PodSelector: metav1.LabelSelector{MatchLabels: selector(name)},
+				PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress},
+			}))
+		}
 		if len(s.Ports) == 0 {
 			continue
 		}
@@ -25,7 +32,7 @@ func (t *translation) policies() {
 			target, proto := intstr.FromInt32(int32(p.Target)), protocol(p.Protocol)
 			ports = append(ports, networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &target})
 		}
-		t.add(t.policy(LegalName(name)+"-published", networkingv1.NetworkPolicySpec{
+		t.add(t.policy(LegalName(name+"-published"), networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: selector(name)},
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 			Ingress:     []networkingv1.NetworkPolicyIngressRule{{Ports: ports}},
@@ -40,6 +47,9 @@ func (t *translation) networkPolicy(name string) {
 	}
 	if len(n.Ipam.Config) > 0 {
 		t.note("network %s: ipam has no counterpart: addresses are the cluster's", name)
+	}
+	if n.Name != "" && n.Name != t.Project.Name+"_"+name && !bool(n.External) {
+		t.note("network %s: name %s is not shared: other projects cannot join it", name, n.Name)
 	}
 	for _, opt := range sortedNames(n.DriverOpts) {
 		t.note("network %s: driver_opts.%s has no counterpart", name, opt)

@@ -1,8 +1,9 @@
 package compose
 
 import (
+	"cmp"
 	"fmt"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,18 +23,80 @@ func (t *translation) names(s *types.ServiceConfig) error {
 	legal, illegal := t.aliases(s)
 	t.add(t.nameService(s, own, ports, illegal))
 	for _, name := range legal {
-		if _, taken := t.Project.Services[name]; taken || name == own {
-			continue
+		if t.owners[name].maker == s.Name {
+			t.add(t.nameService(s, name, ports, nil))
 		}
-		t.add(t.nameService(s, name, ports, nil))
 	}
 	return t.published(s)
 }
 
+// owner says whose a name is. Docker lets several services share an alias: whoever asks gets one of them.
+type owner struct {
+	maker    string   // the service that the name's Service is made with: the one that is called so, or the first
+	services []string // all that answer to it
+}
+
+// findOwners finds out about every name that is to be a Service.
+func (t *translation) findOwners() error {
+	t.owners = map[string]owner{}
+	for _, service := range sortedNames(t.Project.Services) {
+		s := t.Project.Services[service]
+		legal, _ := t.aliases(&s)
+		for _, name := range append(legal, LegalName(service)) {
+			o := t.owners[name]
+			if o.maker == "" || name == LegalName(service) {
+				o.maker = service
+			}
+			o.services = append(o.services, service)
+			t.owners[name] = o
+		}
+	}
+	// A shared name leads to the ports that any of them is known by.
+	for name, o := range t.owners {
+		if len(o.services) < 2 {
+			continue
+		}
+		var all []corev1.ServicePort
+		for _, service := range o.services {
+			s := t.Project.Services[service]
+			ports, err := t.ports(&s)
+			if err != nil {
+				return fmt.Errorf("service %q: %w", service, err)
+			}
+			all = append(all, ports...)
+		}
+		t.shared[name] = distinct(all)
+	}
+	return nil
+}
+
+// distinct drops ports that are there already.
+func distinct(ports []corev1.ServicePort) []corev1.ServicePort {
+	sortPorts(ports)
+	return slices.CompactFunc(ports, func(a, b corev1.ServicePort) bool { return a.Port == b.Port && a.Protocol == b.Protocol })
+}
+
+func sortPorts(ports []corev1.ServicePort) {
+	slices.SortStableFunc(ports, func(a, b corev1.ServicePort) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
+	})
+}
+
+// selects finds the pods that answer to a name.
+func (t *translation) selects(name string, s *types.ServiceConfig) map[string]string {
+	if len(t.owners[name].services) > 1 {
+		return map[string]string{labelShared + name: "true"}
+	}
+	return selector(s.Name)
+}
+
 // nameService is a virtual address, or headless where no port is known and the cluster cannot forward all.
 func (t *translation) nameService(s *types.ServiceConfig, name string, ports []corev1.ServicePort, aliases []string) *corev1.Service {
+	if shared, ok := t.shared[name]; ok {
+		ports = shared
+	}
 	svc := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: t.meta(name, s.Name),
-		Spec: corev1.ServiceSpec{Selector: selector(s.Name), Ports: ports}}
+		Spec: corev1.ServiceSpec{Selector: t.selects(name, s), Ports: ports}}
 	svc.Annotations = map[string]string{annotationAllPorts: "true"}
 	if len(ports) == 0 {
 		svc.Spec.ClusterIP = corev1.ClusterIPNone
@@ -122,12 +185,7 @@ func (t *translation) ports(s *types.ServiceConfig) ([]corev1.ServicePort, error
 		}
 		out = append(out, sp)
 	}
-	sort.Slice(out, func(i, j int) bool {
-		if out[i].Port != out[j].Port {
-			return out[i].Port < out[j].Port
-		}
-		return out[i].Protocol < out[j].Protocol
-	})
+	sortPorts(out)
 	return out, nil
 }
 
@@ -145,12 +203,19 @@ func (t *translation) published(s *types.ServiceConfig) error {
 		sp := corev1.ServicePort{Name: portName(p.Target, proto), TargetPort: intstr.FromInt32(int32(p.Target)), Protocol: proto}
 		switch {
 		case p.Published == "" || p.Published == "0":
+			if p.HostIP != "" && p.HostIP != "0.0.0.0" {
+				// What was meant for this machine alone must not be open to all.
+				return fmt.Errorf("ports %s::%d: a port that is chosen freely is open on every address: give it a number, such as %s:8080:%d", p.HostIP, p.Target, p.HostIP, p.Target)
+			}
 			sp.Port = int32(p.Target)
 			free = append(free, sp)
-		case strings.Contains(p.Published, "-"):
-			return fmt.Errorf("ports %s:%d: a range of host ports has no counterpart: publish one port, the replicas share it", p.Published, p.Target)
 		default:
-			host, err := strconv.ParseUint(p.Published, 10, 16)
+			// Docker takes the first free port of a range, one for each replica.
+			first, _, ranged := strings.Cut(p.Published, "-")
+			if ranged {
+				t.note("ports %s:%d: published at %s alone, where the replicas share it", p.Published, p.Target, first)
+			}
+			host, err := strconv.ParseUint(first, 10, 16)
 			if err != nil {
 				return fmt.Errorf("ports %q: %w", p.Published, err)
 			}
@@ -159,7 +224,7 @@ func (t *translation) published(s *types.ServiceConfig) error {
 			fixed[p.HostIP] = append(fixed[p.HostIP], sp)
 		}
 	}
-	name := LegalName(s.Name) + "-published"
+	name := LegalName(s.Name + "-published")
 	for i, ip := range sortedNames(fixed) {
 		svc := t.publishing(s, name, corev1.ServiceTypeLoadBalancer, fixed[ip])
 		if i > 0 {
@@ -174,7 +239,7 @@ func (t *translation) published(s *types.ServiceConfig) error {
 		t.add(svc)
 	}
 	if len(free) > 0 {
-		t.add(t.publishing(s, LegalName(s.Name)+"-nodeport", corev1.ServiceTypeNodePort, free))
+		t.add(t.publishing(s, LegalName(s.Name+"-nodeport"), corev1.ServiceTypeNodePort, free))
 	}
 	return nil
 }

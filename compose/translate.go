@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // Object is an API object.
@@ -39,6 +40,8 @@ type Input struct {
 	Node string
 	// Slipway tells that the cluster honours Slipway's annotations; otherwise what needs one is noted.
 	Slipway bool
+	// HostAddress is this machine's address as pods reach it: what host-gateway means in extra_hosts. Empty: not known.
+	HostAddress string
 	// VolumePaths are the host directories of external volumes.
 	VolumePaths map[string]string
 }
@@ -72,7 +75,9 @@ type translation struct {
 	jobs    map[string]bool // services that are meant to end
 	configs map[string]projected
 	secrets map[string]projected
-	service *types.ServiceConfig // the one being translated, for notes
+	owners  map[string]owner                // by legal name
+	shared  map[string][]corev1.ServicePort // of names that several services share
+	service *types.ServiceConfig            // the one being translated, for notes
 }
 
 // Translate makes the plan for a project's enabled services.
@@ -82,8 +87,11 @@ func Translate(in Input) (*Plan, error) {
 		return nil, err
 	}
 	t := &translation{Input: in, plan: &Plan{Namespace: ns}, jobs: meantToEnd(in.Project),
-		configs: map[string]projected{}, secrets: map[string]projected{}}
+		configs: map[string]projected{}, secrets: map[string]projected{}, shared: map[string][]corev1.ServicePort{}}
 	if err := t.checkNames(); err != nil {
+		return nil, err
+	}
+	if err := t.findOwners(); err != nil {
 		return nil, err
 	}
 	if err := t.files(); err != nil {
@@ -95,6 +103,7 @@ func Translate(in Input) (*Plan, error) {
 	for _, name := range sortedNames(in.Project.Services) {
 		s := in.Project.Services[name]
 		t.service = &s
+		t.inherit(&s)
 		if err := t.one(&s); err != nil {
 			return nil, fmt.Errorf("service %q: %w", name, err)
 		}
@@ -103,6 +112,9 @@ func Translate(in Input) (*Plan, error) {
 		return nil, err
 	}
 	t.policies()
+	if err := t.plan.checkDistinct(); err != nil {
+		return nil, err
+	}
 	sort.Strings(t.plan.Notes)
 	t.plan.Notes = slices.Compact(t.plan.Notes)
 	return t.plan, nil
@@ -126,6 +138,27 @@ func (t *translation) checkNames() error {
 			return fmt.Errorf("services %q and %q: both become %s, since names are DNS labels: rename one", other, name, legal)
 		}
 		seen[legal] = name
+		if problems := validation.IsValidLabelValue(name); len(problems) > 0 {
+			return fmt.Errorf("service %q: its pods are labelled with its name, and %s", name, problems[0])
+		}
+	}
+	return nil
+}
+
+// checkDistinct refuses a plan in which one object would overwrite another.
+func (p *Plan) checkDistinct() error {
+	seen := map[string]Object{}
+	for _, o := range p.Shared {
+		kind := o.GetObjectKind().GroupVersionKind().Kind
+		other, taken := seen[kind+"/"+o.GetName()]
+		seen[kind+"/"+o.GetName()] = o
+		if !taken {
+			continue
+		}
+		if a, b := other.GetLabels()[LabelService], o.GetLabels()[LabelService]; a != "" && b != "" {
+			return fmt.Errorf("services %q and %q: both need a %s called %s: rename one", a, b, kind, o.GetName())
+		}
+		return fmt.Errorf("two names become %s %s, since names are DNS labels: rename one", kind, o.GetName())
 	}
 	return nil
 }
@@ -192,7 +225,8 @@ func meantToEnd(p *types.Project) map[string]bool {
 		if restart == "" && s.Deploy != nil && s.Deploy.RestartPolicy != nil {
 			restart = s.Deploy.RestartPolicy.Condition
 		}
-		if restart == "no" || restart == "none" || strings.HasPrefix(restart, "on-failure") {
+		ends := s.Deploy != nil && strings.HasSuffix(s.Deploy.Mode, "-job")
+		if ends || restart == "no" || restart == "none" || strings.HasPrefix(restart, "on-failure") {
 			jobs[name] = true
 		}
 		for dep, d := range s.DependsOn {

@@ -77,7 +77,7 @@ func translateIn(t *testing.T, dir, comment string) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := Input{Project: project, Node: "node-1", Slipway: true, Images: map[string]Image{}, VolumePaths: map[string]string{"shared-data": "/var/lib/slipway/volumes/shared-data/_data"}}
+	in := Input{Project: project, Node: "node-1", HostAddress: "192.0.2.1", Slipway: true, Images: map[string]Image{}, VolumePaths: map[string]string{"shared-data": "/var/lib/slipway/volumes/shared-data/_data"}}
 	if strings.Contains(comment, "other cluster") {
 		in.Node, in.Slipway = "", false
 	}

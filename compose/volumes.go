@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -127,6 +128,9 @@ func (t *translation) claims() error {
 				t.note("volume %s: driver_opts.%s is not supported", name, opt)
 			}
 		}
+		if v.Name != "" && v.Name != t.Project.Name+"_"+name && !bool(v.External) {
+			t.note("volume %s: name %s is not shared: another project that names it has a volume of its own (an external one would be shared)", name, v.Name)
+		}
 		if bool(v.External) {
 			if err := t.external(name, v, claim); err != nil {
 				return err
@@ -204,8 +208,12 @@ func (t *translation) mounts(s *types.ServiceConfig, pod *corev1.PodSpec, c *cor
 	}
 	for _, target := range t.Images[s.Name].Volumes {
 		if !m.targets[path.Clean(target)] {
+			t.anonymous(s, target)
 			m.populate = append(m.populate, m.mount("data", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}, corev1.VolumeMount{MountPath: target}))
 		}
+	}
+	if err := m.devices(s, annotations); err != nil {
+		return err
 	}
 	if len(m.populate) > 0 {
 		annotations[annotationPopulate] = strings.Join(m.populate, ",")
@@ -217,6 +225,42 @@ func (t *translation) mounts(s *types.ServiceConfig, pod *corev1.PodSpec, c *cor
 		t.pin(pod)
 	}
 	return nil
+}
+
+// anonymous notes that what is written to a volume without a name is lost sooner than docker compose, which hands it to
+// the next container, would lose it.
+func (t *translation) anonymous(s *types.ServiceConfig, target string) {
+	if !t.jobs[s.Name] {
+		t.note("volume %s has no name: its content goes with each replica; name a volume to keep it", target)
+	}
+}
+
+// inherit gives a service the volumes that volumes_from names.
+func (t *translation) inherit(s *types.ServiceConfig) {
+	taken := map[string]bool{}
+	for _, v := range s.Volumes {
+		taken[v.Target] = true
+	}
+	for _, from := range s.VolumesFrom {
+		name, mode, _ := strings.Cut(from, ":")
+		other, ok := t.Project.Services[name]
+		if !ok {
+			t.note("volumes_from %s is not supported and has no effect: only services of the project can be named", from)
+			continue
+		}
+		for _, v := range other.Volumes {
+			if taken[v.Target] {
+				continue
+			}
+			taken[v.Target] = true
+			if v.Source == "" {
+				t.note("volumes_from %s: volume %s has no name and cannot be shared", from, v.Target)
+				continue
+			}
+			v.ReadOnly = v.ReadOnly || mode == "ro"
+			s.Volumes = append(s.Volumes, v)
+		}
+	}
 }
 
 // tmpfsSize finds the size among the options of a mount.
@@ -286,6 +330,10 @@ func (m *mounter) file(f types.FileReferenceConfig, fallback string, source core
 }
 
 func (m *mounter) volume(s *types.ServiceConfig, v types.ServiceVolumeConfig) error {
+	if !path.IsAbs(v.Target) {
+		// The loader takes one letter before a colon for a drive of Windows.
+		return fmt.Errorf("volume %q: the path in the container must be absolute, and a volume's name have two characters at least", v.Target)
+	}
 	at := corev1.VolumeMount{MountPath: v.Target, ReadOnly: v.ReadOnly}
 	switch v.Type {
 	case types.VolumeTypeVolume:
@@ -293,7 +341,9 @@ func (m *mounter) volume(s *types.ServiceConfig, v types.ServiceVolumeConfig) er
 			at.SubPath = v.Volume.Subpath
 		}
 		source := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}} // anonymous: as long as the pod
-		if v.Source != "" {
+		if v.Source == "" {
+			m.t.anonymous(s, v.Target)
+		} else {
 			source = corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: LegalName(v.Source)}}
 		}
 		name := m.mount("volume", source, at)
@@ -331,6 +381,29 @@ func (m *mounter) volume(s *types.ServiceConfig, v types.ServiceVolumeConfig) er
 		m.mount("bind", corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: v.Source, Type: &kind}}, at)
 	default:
 		return fmt.Errorf("volume %s of type %q is not supported: use volume, bind or tmpfs", v.Target, v.Type)
+	}
+	return nil
+}
+
+// devices of the host. A pod has no word for them, so an annotation asks for them; each is a host path of the pod too,
+// so that who may not have those (by pod security, for one) may not have devices either.
+func (m *mounter) devices(s *types.ServiceConfig, annotations map[string]string) error {
+	var asked []string
+	for _, d := range s.Devices {
+		if !path.IsAbs(d.Source) {
+			m.t.note("devices %s is not supported and has no effect: only device files of the host are", d.Source)
+			continue
+		}
+		if m.t.Node == "" {
+			return fmt.Errorf("devices %s is one of this machine, which another cluster does not have", d.Source)
+		}
+		m.pinned = true
+		m.pod.Volumes = append(m.pod.Volumes, corev1.Volume{Name: fmt.Sprintf("device-%d", len(m.pod.Volumes)),
+			VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: d.Source}}})
+		asked = append(asked, fmt.Sprintf("%s:%s:%s", d.Source, cmp.Or(d.Target, d.Source), cmp.Or(d.Permissions, "rwm")))
+	}
+	if len(asked) > 0 {
+		annotations[annotationDevices] = strings.Join(asked, ",")
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,10 +19,11 @@ import (
 
 // workload wraps a pod in the kind that keeps it as the service wants.
 func (t *translation) workload(s *types.ServiceConfig, pod corev1.PodSpec, annotations map[string]string) (Object, error) {
-	if s.Deploy != nil && s.Deploy.Mode != "" && s.Deploy.Mode != "replicated" {
-		return nil, fmt.Errorf("deploy.mode %q is not supported: use replicated", s.Deploy.Mode)
-	}
 	n := replicas(s)
+	if s.Deploy != nil && strings.HasPrefix(s.Deploy.Mode, "global") {
+		t.note("deploy.mode %s: one replica, not one on each node", s.Deploy.Mode)
+		n = 1
+	}
 	if s.ContainerName != "" && n > 1 {
 		return nil, fmt.Errorf("container_name %q allows one replica only, not %d", s.ContainerName, n)
 	}
@@ -61,8 +63,11 @@ func (t *translation) strategy(s *types.ServiceConfig) appsv1.DeploymentStrategy
 	order, batch := "", intstr.FromInt32(1)
 	if u != nil {
 		order = u.Order
-		if u.Parallelism != nil && *u.Parallelism > 0 {
+		switch {
+		case u.Parallelism != nil && *u.Parallelism > 0:
 			batch = intstr.FromInt32(int32(*u.Parallelism))
+		case u.Parallelism != nil:
+			batch = intstr.FromString("100%") // Compose's 0: all at once
 		}
 		if u.FailureAction == "rollback" {
 			t.note("deploy.update_config.failure_action rollback is not automatic: a failed update stops, and `kubectl rollout undo` rolls it back")
@@ -139,6 +144,11 @@ func (t *translation) podLabels(s *types.ServiceConfig) map[string]string {
 	}
 	if internal {
 		labels[labelInternal] = "true"
+	}
+	for name, o := range t.owners {
+		if len(o.services) > 1 && slices.Contains(o.services, s.Name) {
+			labels[labelShared+name] = "true"
+		}
 	}
 	return labels
 }

@@ -64,9 +64,34 @@ var wrongFiles = []struct{ name, file, want string }{
 		"DIR/compose.yaml: invalid hostPort: http",
 	},
 	{
-		"range of host ports",
-		"services: {web: {image: a, ports: [{target: 80, published: '8000-8010'}]}}",
-		"service \"web\": ports 8000-8010:80: a range of host ports has no counterpart: publish one port, the replicas share it",
+		"a free port on one address",
+		"services: {web: {image: a, ports: ['127.0.0.1::80']}}",
+		"service \"web\": ports 127.0.0.1::80: a port that is chosen freely is open on every address: give it a number, such as 127.0.0.1:8080:80",
+	},
+	{
+		"a name that two objects need",
+		"services: {web: {image: a, ports: ['80:80']}, web-published: {image: a}}",
+		"services \"web\" and \"web-published\": both need a Service called web-published: rename one",
+	},
+	{
+		"two volumes of one legal name",
+		"services: {web: {image: a, volumes: ['my_data:/a', 'my-data:/b']}}\nvolumes: {my_data: {}, my-data: {}}",
+		"two names become PersistentVolumeClaim my-data, since names are DNS labels: rename one",
+	},
+	{
+		"a name that no label holds",
+		"services: {_db: {image: a}}",
+		"service \"_db\": its pods are labelled with its name, and a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+	},
+	{
+		"a volume of one letter",
+		"services: {web: {image: a, volumes: ['v:/v']}}\nvolumes: {v: {}}",
+		"service \"web\": volume \"v:/v\": the path in the container must be absolute, and a volume's name have two characters at least",
+	},
+	{
+		"a device, on other cluster",
+		"services: {web: {image: a, devices: ['/dev/fuse']}}",
+		"service \"web\": devices /dev/fuse is one of this machine, which another cluster does not have",
 	},
 	{
 		"expose that is no port",
@@ -159,11 +184,6 @@ var wrongFiles = []struct{ name, file, want string }{
 		"DIR/compose.yaml: decoding failed due to the following error(s):\n\n'services[web].healthcheck.interval' time: unknown unit \" minutes\" in duration \"5 minutes\"",
 	},
 	{
-		"network_mode none",
-		"services: {web: {image: a, network_mode: none}}",
-		"service \"web\": network_mode none has no counterpart in Kubernetes: put the service on an internal network of its own",
-	},
-	{
 		"network_mode of another service",
 		"services: {web: {image: a, network_mode: 'service:db'}, db: {image: b}}",
 		"service \"web\": network_mode \"service:db\" is not supported: give the service a network",
@@ -187,11 +207,6 @@ var wrongFiles = []struct{ name, file, want string }{
 		"scale and replicas differ",
 		"services: {web: {image: a, scale: 3, deploy: {replicas: 2}}}",
 		"DIR/compose.yaml: services.web: can't set distinct values on 'scale' and 'deploy.replicas': invalid compose project",
-	},
-	{
-		"global mode",
-		"services: {web: {image: a, deploy: {mode: global}}}",
-		"service \"web\": deploy.mode \"global\" is not supported: use replicated",
 	},
 	{
 		"negative memory",
