@@ -2,27 +2,33 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"slipway.dev/slipway/compose/apply"
 )
 
 // board shows how far each service is: on a terminal a line per service, kept up to date, elsewhere a line
 // whenever something changes.
 type board struct {
 	out   io.Writer
-	width int // of the terminal; 0: not one
-	rows  int // of the terminal: what scrolled away cannot be drawn again
+	size  func() (width, rows int) // of the terminal; nil: not one
 	quiet bool
 
-	mu    sync.Mutex // guards what follows, and the output
-	order []string
-	state map[string]*row
-	drawn int // lines of the block that are on the screen
+	mu      sync.Mutex // guards what follows, and the output
+	width   int        // of the terminal when it was last drawn on; 0: not one
+	rows    int        // what scrolled away cannot be drawn again
+	order   []string
+	state   map[string]*row
+	drawn   int   // lines of the block that are on the screen
+	lengths []int // of these lines
 }
 
 // What a terminal has that does not tell.
@@ -38,6 +44,13 @@ func newBoard(out io.Writer, quiet bool) *board {
 	if f, ok := out.(*os.File); ok {
 		if w, h, err := term.GetSize(int(f.Fd())); err == nil && term.IsTerminal(int(f.Fd())) {
 			b.width, b.rows = cmp.Or(w, defaultWidth), cmp.Or(h, defaultRows)
+			b.size = func() (int, int) {
+				w, h, err := term.GetSize(int(f.Fd()))
+				if err != nil {
+					return b.width, b.rows
+				}
+				return cmp.Or(w, defaultWidth), cmp.Or(h, defaultRows)
+			}
 		}
 	}
 	return b
@@ -77,6 +90,20 @@ func (b *board) Lines(lines []string) {
 		fmt.Fprintln(b.out, line)
 	}
 	b.draw()
+}
+
+// failure shows what a service that failed has printed last, and returns its error.
+func (b *board) failure(err error) error {
+	var failed *apply.FailedError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	lines := make([]string, len(failed.Log))
+	for i, line := range failed.Log {
+		lines[i] = failed.Service + " | " + line
+	}
+	b.Lines(lines)
+	return err
 }
 
 // State replaces what is shown of a service.
@@ -132,9 +159,21 @@ func (b *board) line(service string, names int) string {
 	return string(text)
 }
 
+// erase takes the block away. A terminal that has become narrower has wrapped its lines: each takes several rows now.
 func (b *board) erase() {
+	if b.size != nil {
+		width, rows := b.size()
+		if width < b.width {
+			rows := 0
+			for _, n := range b.lengths {
+				rows += max(1, (n+width-1)/width)
+			}
+			b.drawn = rows
+		}
+		b.width, b.rows = width, rows
+	}
 	if b.drawn > 0 {
-		fmt.Fprintf(b.out, "\x1b[%dA\r\x1b[J", b.drawn)
+		fmt.Fprintf(b.out, "\x1b[%dA\r\x1b[J", min(b.drawn, max(b.rows-1, 1)))
 		b.drawn = 0
 	}
 }
@@ -152,8 +191,11 @@ func (b *board) draw() {
 	if room := max(b.rows-2, 1); len(shown) > room {
 		shown = shown[len(shown)-room:]
 	}
+	b.lengths = b.lengths[:0]
 	for _, s := range shown {
-		text.WriteString(b.line(s, names) + "\n")
+		line := b.line(s, names)
+		b.lengths = append(b.lengths, utf8.RuneCountInString(line))
+		text.WriteString(line + "\n")
 	}
 	b.drawn = len(shown)
 	io.WriteString(b.out, text.String())

@@ -17,12 +17,15 @@ import (
 )
 
 func (a *app) execCommand() *cobra.Command {
-	var noTTY, interactive, tty bool
+	var noTTY, interactive, tty, detach, privileged bool
+	var user, workdir string
+	var env []string
 	index := 0
 	cmd := &cobra.Command{
 		Use: "exec [flags] SERVICE COMMAND [ARG...]", Short: "Run a command in a running replica of a service",
 		Example: `  slipway exec web sh
   slipway exec --index 2 web cat /etc/hostname
+  slipway exec -u root -w /etc web ls
   echo 'select 1' | slipway exec -T db psql`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
@@ -33,6 +36,28 @@ func (a *app) execCommand() *cobra.Command {
 		ValidArgsFunction: a.completeServices(1, ""),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := apply.ExecOptions{Service: args[0], Index: index, Command: args[1:], Stdin: a.in, Stdout: a.out, Stderr: a.err}
+			if user != "" || workdir != "" || len(env) > 0 || detach || privileged {
+				// Kubernetes' exec has no words for these; the engine's has.
+				words := []string{"exec"}
+				for _, f := range []struct {
+					name string
+					set  bool
+				}{{"-d", detach}, {"--privileged", privileged}, {"-i", !detach}, {"-t", !detach && !noTTY && terminal(a.in) != nil && terminal(a.out) != nil}} {
+					if f.set {
+						words = append(words, f.name)
+					}
+				}
+				for _, e := range env {
+					words = append(words, "-e", e)
+				}
+				if user != "" {
+					words = append(words, "-u", user)
+				}
+				if workdir != "" {
+					words = append(words, "-w", workdir)
+				}
+				return a.becomeContainer(cmd.Context(), args[0], index, func(id string) []string { return append(append(words, id), args[1:]...) })
+			}
 			in, out := terminal(a.in), terminal(a.out)
 			if tty && in == nil {
 				return errors.New("the input device is not a TTY")
@@ -45,6 +70,11 @@ func (a *app) execCommand() *cobra.Command {
 	s.SetInterspersed(false)
 	s.BoolVarP(&noTTY, "no-tty", "T", false, "no terminal (default: one where this command has one)")
 	s.IntVar(&index, "index", 0, "which replica, from 1 (default: the first that runs)")
+	s.StringVarP(&user, "user", "u", "", "as this user, by name or number")
+	s.StringVarP(&workdir, "workdir", "w", "", "in this directory")
+	s.StringArrayVarP(&env, "env", "e", nil, "`NAME=VALUE`: set a variable (repeatable)")
+	s.BoolVarP(&detach, "detach", "d", false, "do not wait for it")
+	s.BoolVar(&privileged, "privileged", false, "with all privileges")
 	s.BoolVarP(&interactive, "interactive", "i", true, "as always: standard input is passed on")
 	s.BoolVarP(&tty, "tty", "t", false, "insist on a terminal")
 	_ = s.MarkHidden("interactive")
@@ -61,11 +91,7 @@ func terminal(s any) *os.File {
 }
 
 func (a *app) exec(ctx context.Context, o apply.ExecOptions) error {
-	namespace, err := a.namespace(ctx)
-	if err != nil {
-		return err
-	}
-	c, err := a.cluster(ctx)
+	namespace, c, err := a.project(ctx, o.Service)
 	if err != nil {
 		return err
 	}

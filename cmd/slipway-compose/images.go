@@ -34,28 +34,43 @@ func (a *app) images(ctx context.Context, p *types.Project, o imageOptions, b *b
 	r := &resolver{engine: a.engine(), project: p, options: o, board: b}
 	var (
 		mu     sync.Mutex
-		first  error
+		failed error
 		out    = map[string]compose.Image{}
 		tasks  sync.WaitGroup
 		places = make(chan struct{}, parallelImages)
 	)
+	builder := map[string]string{}      // image to the service that builds it
+	built := map[string]chan struct{}{} // by image: closed when that service's turn is over
 	for _, name := range p.ServiceNames() {
 		s := p.Services[name]
+		if image := imageName(p, &s); s.Build != nil && builder[image] == "" {
+			builder[image], built[image] = name, make(chan struct{})
+		}
+	}
+	for _, name := range p.ServiceNames() {
+		s := p.Services[name]
+		turn, first := built[imageName(p, &s)], builder[imageName(p, &s)] == name
 		tasks.Go(func() {
+			switch {
+			case first:
+				defer close(turn)
+			case turn != nil: // who only uses the image would find none, or an old one
+				<-turn
+			}
 			places <- struct{}{}
 			defer func() { <-places }()
 			image, err := r.resolve(ctx, &s)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil && first == nil {
-				first = fmt.Errorf("service %s: %w", name, err)
+			if err != nil && failed == nil {
+				failed = fmt.Errorf("service %s: %w", name, err)
 				cancel() // the others would only delay the answer
 			}
 			out[name] = image
 		})
 	}
 	tasks.Wait()
-	return out, first
+	return out, failed
 }
 
 type resolver struct {

@@ -128,7 +128,8 @@ restarted when they fail, a changed image or configuration is a rolling update, 
 	f.StringVar(&a.source.dir, "project-directory", "", "what relative paths start from (default: the first file's folder)")
 	f.StringArrayVar(&a.source.profiles, "profile", nil, "also enable the services of a profile")
 	f.StringArrayVar(&a.source.envFiles, "env-file", nil, "read variables from `FILE` instead of .env")
-	f.StringVar(&a.kubeContext, "context", "", "apply to the cluster of a kubeconfig context instead of this machine")
+	// This one cannot be mistaken for a verb's own.
+	root.PersistentFlags().StringVar(&a.kubeContext, "context", "", "apply to the cluster of a kubeconfig context instead of this machine")
 	f.StringVar(&a.runDir, "run-dir", "", "run directory of the daemon (default $SLIPWAY_RUN_DIR or "+defaultRunDir+")")
 	root.SetIn(a.in)
 	root.SetOut(a.out)
@@ -136,6 +137,8 @@ restarted when they fail, a changed image or configuration is a rolling update, 
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{errors.New(err.Error() + "\nRun '" + cmd.CommandPath() + " --help' for the flags it has.")}
 	})
-	root.AddCommand(a.upCommand(), a.downCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.buildCommand(), a.scaleCommand(), a.configCommand())
+	root.AddCommand(a.upCommand(), a.downCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.buildCommand(), a.scaleCommand(), a.configCommand(),
+		a.restartCommand(), a.stopCommand(), a.startCommand(), a.rmCommand(), a.lsCommand(), a.portCommand(), a.pullCommand(), a.pushCommand(),
+		a.topCommand(), a.attachCommand(), a.waitCommand(), a.killCommand(), a.cpCommand())
 	return root
 }

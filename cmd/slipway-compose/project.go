@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"slipway.dev/slipway/compose"
+	"slipway.dev/slipway/compose/apply"
 )
 
 // sourceFlags say which project is meant.
@@ -19,25 +21,43 @@ type sourceFlags struct {
 	name, dir                 string
 }
 
-func (a *app) load(ctx context.Context) (*types.Project, error) {
+func (a *app) load(ctx context.Context) (*types.Project, error) { return a.read(ctx, false) }
+
+func (a *app) read(ctx context.Context, whole bool) (*types.Project, error) {
 	wd, err := os.Getwd()
 	if err != nil {
 		return nil, err
 	}
 	s := a.source
-	return compose.Load(ctx, compose.Source{Files: s.files, Dir: s.dir, Name: s.name, Profiles: s.profiles, EnvFiles: s.envFiles, WorkingDir: wd})
+	return compose.Load(ctx, compose.Source{Files: s.files, Dir: s.dir, Name: s.name, Profiles: s.profiles, EnvFiles: s.envFiles, WorkingDir: wd, Whole: whole})
 }
 
-// namespace is where the project's objects are. A project that is named by -p alone needs no file.
-func (a *app) namespace(ctx context.Context) (string, error) {
+// namespace is where the project's objects are; services, if any are named, must be the file's. A project that is named by
+// -p alone needs no file.
+func (a *app) namespace(ctx context.Context, services ...string) (string, error) {
 	if a.source.name != "" && len(a.source.files) == 0 {
 		return compose.Namespace(a.source.name)
 	}
-	p, err := a.load(ctx)
+	p, err := a.read(ctx, true)
 	if err != nil {
 		return "", err
 	}
+	for _, name := range services {
+		if _, ok := p.AllServices()[name]; !ok {
+			return "", fmt.Errorf("no such service: %s", name)
+		}
+	}
 	return compose.Namespace(p.Name)
+}
+
+// project finds the namespace and the API that has it.
+func (a *app) project(ctx context.Context, services ...string) (string, *apply.Cluster, error) {
+	namespace, err := a.namespace(ctx, services...)
+	if err != nil {
+		return "", nil, err
+	}
+	c, err := a.cluster(ctx)
+	return namespace, c, err
 }
 
 // selected narrows the project to some services and what they depend on; none means all.
@@ -99,7 +119,9 @@ func (a *app) completeServices(max int, suffix string) func(*cobra.Command, []st
 		}
 		var names []string
 		for _, name := range p.ServiceNames() {
-			names = append(names, name+suffix)
+			if !slices.Contains(args, name) {
+				names = append(names, name+suffix)
+			}
 		}
 		directive := cobra.ShellCompDirectiveNoFileComp
 		if suffix != "" {

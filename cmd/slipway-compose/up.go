@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
@@ -21,11 +23,20 @@ import (
 
 // upFlags are those of up.
 type upFlags struct {
-	build, noBuild, noWait, noDeps, dryRun, quiet, detach bool
-	waitTimeout                                           time.Duration
-	pull, output                                          string
-	scale                                                 []string
+	build, noBuild, noWait, noDeps, dryRun, quiet bool
+	recreate, removeOrphans                       bool
+	pull, output, waitTimeout                     string
+	scale                                         []string
+	timeout                                       time.Duration // of waitTimeout; 0: none
 }
+
+// settle and patience are how long a service without a health check has to go on running until it counts as up, and how
+// long what holds one up may last when nothing else moves any more. The first is short, because people wait for it: most
+// programs that lack a setting or a file notice within it. A health check is what tells of slower ones.
+const (
+	settle   = 300 * time.Millisecond
+	patience = 2 * time.Second
+)
 
 func (a *app) upCommand() *cobra.Command {
 	var f upFlags
@@ -38,31 +49,77 @@ pull_policy says. What is already as the file says is left alone, a changed imag
 update, and services that are no longer in the file are removed. With SERVICE only those and what they depend on.`,
 		Example: `  slipway up
   slipway up --scale web=5 web
+  slipway up --force-recreate api    replace its replicas although nothing has changed
   slipway up --dry-run -o yaml       the Kubernetes objects, without making them
   slipway up --context production    the same project on another cluster`,
 		ValidArgsFunction: a.completeServices(0, ""),
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.up(cmd.Context(), &f, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(cmd.Flags()); err != nil {
+				return err
+			}
+			return a.up(cmd.Context(), &f, args)
+		},
 	}
 	s := cmd.Flags()
 	s.BoolVar(&f.build, "build", false, "build images even where pull_policy says otherwise")
 	s.BoolVar(&f.noBuild, "no-build", false, "build nothing, even if an image is missing")
 	s.BoolVar(&f.noWait, "no-wait", false, "return when the objects are there, before they run")
 	s.BoolVar(&f.noDeps, "no-deps", false, "leave out what the services depend on")
-	s.DurationVar(&f.waitTimeout, "wait-timeout", 0, "how long to wait until everything runs, such as 2m (default: as long as it may still get there)")
+	s.BoolVar(&f.recreate, "force-recreate", false, "replace what runs even where nothing has changed; what ran to completion runs again")
+	s.BoolVar(&f.removeOrphans, "remove-orphans", false, "also remove services that came from other files under the same project name")
+	s.StringVar(&f.waitTimeout, "wait-timeout", "", "how long to wait until everything runs: `TIME` such as 2m, or seconds (default: as long as it may still get there)")
 	s.StringVar(&f.pull, "pull", "", "always, missing or never: overrides pull_policy")
 	s.StringArrayVar(&f.scale, "scale", nil, "`SERVICE=N`: that many replicas")
 	s.BoolVar(&f.dryRun, "dry-run", false, "print the Kubernetes objects and change nothing")
 	s.StringVarP(&f.output, "output", "o", "", "yaml or json, with --dry-run")
 	s.BoolVar(&f.quiet, "quiet", false, "show no progress")
-	s.BoolVarP(&f.detach, "detach", "d", false, "as always: up returns when everything runs")
-	_ = s.MarkHidden("detach")
+	dockerFlags(s)
 	_ = cmd.RegisterFlagCompletionFunc("pull", cobra.FixedCompletions([]string{"always", "missing", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"yaml", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("scale", a.completeServices(0, "="))
 	return cmd
 }
 
-func (f *upFlags) check() error {
+// asAlways are flags of docker compose up that ask for what up does anyway.
+var asAlways = map[string]string{"detach": "d", "wait": "", "quiet-pull": "", "no-color": "", "yes": "y", "renew-anon-volumes": "V", "no-log-prefix": "", "timestamps": ""}
+
+// instead says what to type for those that mean something else.
+var instead = map[string]string{
+	"attach": follow, "no-attach": follow, "attach-dependencies": follow, "abort-on-container-exit": follow, "abort-on-container-failure": follow,
+	"exit-code-from":       "`slipway up` fails when a service does; `slipway wait SERVICE` prints an exit code",
+	"watch":                "run `slipway up` again after a change: only what has changed is replaced",
+	"no-recreate":          "services that have not changed are left alone; name those that are to be brought up",
+	"always-recreate-deps": "use --force-recreate",
+	"no-start":             "use `slipway build`, or --dry-run",
+	"timeout":              "set stop_grace_period in the file",
+}
+
+const follow = "up returns when everything runs: `slipway logs -f` follows the output"
+
+// dockerFlags knows docker compose's other flags, so that nobody has to guess.
+func dockerFlags(s *pflag.FlagSet) {
+	for name, short := range asAlways {
+		s.BoolP(name, short, false, "as always")
+		_ = s.MarkHidden(name)
+	}
+	for name := range instead {
+		short := map[string]string{"watch": "w", "timeout": "t"}[name]
+		s.StringP(name, short, "", "see what it says")
+		s.Lookup(name).NoOptDefVal = "true"
+		_ = s.MarkHidden(name)
+	}
+}
+
+func (f *upFlags) check(s *pflag.FlagSet) error {
+	for _, name := range sortedKeys(instead) {
+		if s.Changed(name) {
+			return usageError{fmt.Errorf("--%s: %s", name, instead[name])}
+		}
+	}
+	var err error
+	if f.timeout, err = seconds(f.waitTimeout); err != nil {
+		return usageError{fmt.Errorf("--wait-timeout %q: want a duration such as 90s or 2m, or a number of seconds", f.waitTimeout)}
+	}
 	switch {
 	case f.build && f.noBuild:
 		return usageError{errors.New("--build and --no-build exclude each other")}
@@ -76,17 +133,29 @@ func (f *upFlags) check() error {
 	return nil
 }
 
-func (a *app) up(ctx context.Context, f *upFlags, names []string) error {
-	if err := f.check(); err != nil {
-		return err
+// seconds reads a duration, or docker compose's bare number of seconds.
+func seconds(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
 	}
+	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
+		return time.Duration(n) * time.Second, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err == nil && d < 0 {
+		err = errors.New("negative")
+	}
+	return d, err
+}
+
+func (a *app) up(ctx context.Context, f *upFlags, names []string) error {
 	p, err := a.upProject(ctx, f, names)
 	if err != nil {
 		return err
 	}
 	b := newBoard(a.err, f.quiet)
 	if f.dryRun {
-		return a.dryRun(ctx, f, p, b)
+		return a.dryRun(ctx, a.out, f.output, p, b)
 	}
 	began := time.Now()
 	if err := a.startDaemon(ctx); err != nil { // also for another cluster: images come from here
@@ -107,16 +176,17 @@ func (a *app) up(ctx context.Context, f *upFlags, names []string) error {
 	for _, note := range plan.Notes {
 		b.Say("", "note: "+note)
 	}
-	if f.waitTimeout > 0 {
+	if f.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, f.waitTimeout, fmt.Errorf("not everything runs after %s: see `slipway ps` and `slipway logs`", f.waitTimeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, fmt.Errorf("not everything runs after %s: see `slipway ps` and `slipway logs`", f.timeout))
 		defer cancel()
 	}
 	out, err := c.Up(ctx, plan, apply.UpOptions{
-		Project: p.Name, Files: p.ComposeFiles, Wait: !f.noWait, Orphan: orphans(p, len(names) > 0), Progress: b,
+		Project: p.Name, Files: p.ComposeFiles, Wait: !f.noWait, Orphan: orphans(p, len(names) > 0), RemoveOrphans: f.removeOrphans,
+		Recreate: f.recreate, Settle: settle, Patience: patience, Progress: b,
 	})
 	if err != nil {
-		return err
+		return b.failure(err)
 	}
 	b.End(summary(p.Name, out, time.Since(began)))
 	return a.tellPorts(ctx, c, plan.Namespace)
@@ -173,7 +243,7 @@ func (a *app) plan(ctx context.Context, c *apply.Cluster, p *types.Project, imag
 		}
 		in.Node = host
 		if c != nil {
-			if in.Node, err = c.NodeName(ctx, host); err != nil {
+			if in.Node, in.HostAddress, err = c.Node(ctx, host); err != nil {
 				return nil, err
 			}
 		}
@@ -191,7 +261,7 @@ func (a *app) plan(ctx context.Context, c *apply.Cluster, p *types.Project, imag
 
 // dryRun prints the objects. It builds and pulls nothing and starts no daemon, so images that are not there yet are
 // named by tag, and what they expose is not known.
-func (a *app) dryRun(ctx context.Context, f *upFlags, p *types.Project, b *board) error {
+func (a *app) dryRun(ctx context.Context, out io.Writer, format string, p *types.Project, b *board) error {
 	images, err := a.images(ctx, p, imageOptions{look: true}, b)
 	if err != nil {
 		return err
@@ -207,7 +277,7 @@ func (a *app) dryRun(ctx context.Context, f *upFlags, p *types.Project, b *board
 	for _, w := range plan.Workloads {
 		objects = append(objects, w.Object)
 	}
-	return printObjects(a.out, objects, f.output)
+	return printObjects(out, objects, format)
 }
 
 func printObjects(w io.Writer, objects []compose.Object, format string) error {

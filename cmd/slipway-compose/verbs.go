@@ -6,35 +6,69 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"slipway.dev/slipway/compose/apply"
 )
 
+// downFlags are those of down.
+type downFlags struct {
+	volumes, all, quiet bool
+	images, timeout     string
+}
+
 func (a *app) downCommand() *cobra.Command {
-	var volumes, all, quiet bool
+	var f downFlags
 	cmd := &cobra.Command{
-		Use: "down", Short: "Stop the project and remove what it made; volumes stay unless asked for",
+		Use: "down [SERVICE...]", Short: "Stop the project and remove what it made; volumes stay unless asked for",
 		Example: `  slipway down
   slipway down -v       and remove its volumes
+  slipway down web      only web; the rest goes on
   slipway down --all    stop everything on this machine, and the daemon`,
-		Args: noOperands,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if all {
+		ValidArgsFunction: a.completeServices(0, ""),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case f.all && len(args) > 0:
+				return usageError{errors.New("--all is about everything on this machine: name no service")}
+			case f.images != "":
+				return usageError{errors.New("--rmi: images stay, since they may be shared: remove them with `slipway rmi`")}
+			case f.all:
 				return a.teardown()
 			}
-			return a.down(cmd.Context(), volumes, quiet)
+			return a.down(cmd.Context(), &f, args)
 		},
 	}
-	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove its volumes too, with all that is in them")
-	cmd.Flags().BoolVar(&all, "all", false, "stop every project, pod and container, and the daemon; images and volumes stay")
-	cmd.Flags().BoolVar(&quiet, "quiet", false, "show no progress")
+	s := cmd.Flags()
+	s.BoolVarP(&f.volumes, "volumes", "v", false, "remove its volumes too, with all that is in them")
+	s.BoolVar(&f.all, "all", false, "stop every project, pod and container, and the daemon; images and volumes stay")
+	s.BoolVar(&f.quiet, "quiet", false, "show no progress")
+	s.StringVarP(&f.timeout, "timeout", "t", "", "how many `SECONDS` services have to stop (default: as the file says)")
+	s.StringVar(&f.images, "rmi", "", "")
+	s.Bool("remove-orphans", false, "as always")
+	_ = s.MarkHidden("rmi")
+	_ = s.MarkHidden("remove-orphans")
 	return cmd
+}
+
+// grace reads --timeout: nil is what the file says.
+func grace(text string) (*int64, error) {
+	if text == "" {
+		return nil, nil
+	}
+	d, err := seconds(text)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--timeout %q: want a number of seconds", text)}
+	}
+	n := int64(d / time.Second)
+	return &n, nil
 }
 
 func noOperands(cmd *cobra.Command, args []string) error {
@@ -44,56 +78,88 @@ func noOperands(cmd *cobra.Command, args []string) error {
 	return usageError{fmt.Errorf("%s takes no operands, but there is %q", cmd.CommandPath(), args[0])}
 }
 
-func (a *app) down(ctx context.Context, volumes, quiet bool) error {
-	namespace, err := a.namespace(ctx)
+func (a *app) down(ctx context.Context, f *downFlags, services []string) error {
+	limit, err := grace(f.timeout)
 	if err != nil {
 		return err
 	}
-	c, err := a.cluster(ctx)
+	namespace, c, err := a.project(ctx, services...)
 	if err != nil {
 		return err
 	}
-	b := newBoard(a.err, quiet)
+	b := newBoard(a.err, f.quiet)
 	exists, err := c.Exists(ctx, namespace)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if !exists {
+	case !exists:
 		b.Say("", namespace+": not up")
 		return nil
+	case len(services) > 0 && f.volumes:
+		return usageError{errors.New("-v removes the volumes of the whole project: name no service")}
+	case len(services) > 0:
+		return c.DownServices(ctx, namespace, apply.ChangeOptions{Services: services, Grace: limit, Progress: b})
 	}
-	return c.Down(ctx, namespace, apply.DownOptions{Volumes: volumes, Progress: b})
+	return c.Down(ctx, namespace, apply.DownOptions{Volumes: f.volumes, Grace: limit, Progress: b})
+}
+
+// psFlags are those of ps.
+type psFlags struct {
+	quiet, services bool
+	output          string
+	status          []string
 }
 
 func (a *app) psCommand() *cobra.Command {
-	var quiet bool
-	var output string
+	var f psFlags
 	cmd := &cobra.Command{
 		Use: "ps [SERVICE...]", Short: "List the project's replicas",
-		Example:           "  slipway ps\n  slipway ps -o json web",
+		Example: `  slipway ps
+  slipway ps -o json web
+  slipway ps --status running -q`,
 		ValidArgsFunction: a.completeServices(0, ""),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if output != "" && output != "json" && output != "table" {
-				return usageError{fmt.Errorf("--output %q: use table or json", output)}
+			if err := tableOrJSON(f.output); err != nil {
+				return err
 			}
-			return a.ps(cmd.Context(), args, quiet, output)
+			return a.ps(cmd.Context(), args, &f)
 		},
 	}
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only names")
-	cmd.Flags().StringVarP(&output, "output", "o", "", "table or json")
-	cmd.Flags().StringVar(&output, "format", "", "as --output")
-	cmd.Flags().BoolP("all", "a", true, "as always: those that have ended, too")
-	_ = cmd.Flags().MarkHidden("format")
-	_ = cmd.Flags().MarkHidden("all")
+	s := cmd.Flags()
+	s.BoolVarP(&f.quiet, "quiet", "q", false, "print only names")
+	s.BoolVar(&f.services, "services", false, "print only the names of services that have replicas")
+	s.StringArrayVar(&f.status, "status", nil, "only those that are running, exited, pending, stopping or stopped (repeatable)")
+	outputFlag(s, &f.output)
+	s.BoolP("all", "a", true, "as always: those that have ended, too")
+	s.Bool("no-trunc", true, "as always")
+	_ = s.MarkHidden("all")
+	_ = s.MarkHidden("no-trunc")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-func (a *app) ps(ctx context.Context, services []string, quiet bool, output string) error {
-	namespace, err := a.namespace(ctx)
-	if err != nil {
-		return err
+// outputFlag is --output, which docker calls --format.
+func outputFlag(s *pflag.FlagSet, output *string) {
+	s.StringVarP(output, "output", "o", "", "table or json")
+	s.StringVar(output, "format", "", "as --output")
+	_ = s.MarkHidden("format")
+}
+
+func tableOrJSON(output string) error {
+	if output != "" && output != "json" && output != "table" {
+		return usageError{fmt.Errorf("--output %q: use table or json", output)}
 	}
-	c, err := a.cluster(ctx)
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func (a *app) ps(ctx context.Context, services []string, f *psFlags) error {
+	namespace, c, err := a.project(ctx, services...)
 	if err != nil {
 		return err
 	}
@@ -103,31 +169,30 @@ func (a *app) ps(ctx context.Context, services []string, quiet bool, output stri
 	}
 	replicas := []apply.Replica{}
 	for _, r := range all {
-		if len(services) == 0 || contains(services, r.Service) {
+		word, _, _ := strings.Cut(r.Status, " ")
+		if (len(services) == 0 || slices.Contains(services, r.Service)) && (len(f.status) == 0 || slices.Contains(f.status, word)) {
 			replicas = append(replicas, r)
 		}
 	}
 	switch {
-	case quiet:
+	case f.services:
+		last := ""
+		for _, r := range replicas {
+			if r.Service != last {
+				last = r.Service
+				fmt.Fprintln(a.out, last)
+			}
+		}
+		return nil
+	case f.quiet:
 		for _, r := range replicas {
 			fmt.Fprintln(a.out, r.Name)
 		}
 		return nil
-	case output == "json":
-		enc := json.NewEncoder(a.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(replicas)
+	case f.output == "json":
+		return printJSON(a.out, replicas)
 	}
 	return printReplicas(a.out, replicas)
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 func printReplicas(w io.Writer, replicas []apply.Replica) error {
@@ -145,7 +210,8 @@ func (a *app) logsCommand() *cobra.Command {
 	var tail, since string
 	cmd := &cobra.Command{
 		Use: "logs [SERVICE...]", Short: "Show what the project's replicas printed",
-		Example:           "  slipway logs -f web\n  slipway logs --since 10m -n 20",
+		Example: `  slipway logs -f web
+  slipway logs --since 10m -n 20`,
 		ValidArgsFunction: a.completeServices(0, ""),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := apply.LogOptions{Services: args, Follow: follow, Timestamps: timestamps, Tail: -1}
@@ -170,6 +236,8 @@ func (a *app) logsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&timestamps, "timestamps", "t", false, "show when each line was printed")
 	cmd.Flags().BoolVar(&noPrefix, "no-log-prefix", false, "do not show whose line it is")
 	cmd.Flags().StringVarP(&tail, "tail", "n", "all", "only the last `N` lines of each")
+	cmd.Flags().Bool("no-color", false, "")
+	_ = cmd.Flags().MarkHidden("no-color")
 	cmd.Flags().StringVar(&since, "since", "", "only since a `TIME`, or for a duration such as 10m")
 	return cmd
 }
@@ -188,28 +256,46 @@ func sinceWhen(s string, now time.Time) (time.Duration, error) {
 }
 
 func (a *app) logs(ctx context.Context, o apply.LogOptions, prefix bool) error {
-	namespace, err := a.namespace(ctx)
+	namespace, c, err := a.project(ctx, o.Services...)
 	if err != nil {
 		return err
 	}
-	c, err := a.cluster(ctx)
-	if err != nil {
-		return err
-	}
-	width := 0
+	p := &prefixer{colours: terminal(a.out) != nil && os.Getenv("NO_COLOR") == ""}
 	o.Line = func(source, line string) {
-		if !prefix {
-			fmt.Fprintln(a.out, line)
-			return
+		if prefix {
+			line = p.prefix(source) + line
 		}
-		width = max(width, len(source))
-		fmt.Fprintf(a.out, "%-*s | %s\n", width, source, line)
+		fmt.Fprintln(a.out, line)
 	}
 	err = c.Logs(ctx, namespace, o)
 	if ctx.Err() != nil {
 		return nil // interrupted while following
 	}
 	return err
+}
+
+// prefixer says whose a line is; on a terminal each source has a colour of its own.
+type prefixer struct {
+	colours bool
+	width   int
+	known   []string
+}
+
+// palette are the terminal's colours that can be read on light and dark ground.
+var palette = []string{"36", "33", "32", "35", "34", "96", "93", "92", "95", "94"}
+
+func (p *prefixer) prefix(source string) string {
+	at := slices.Index(p.known, source)
+	if at < 0 {
+		at = len(p.known)
+		p.known = append(p.known, source)
+		p.width = max(p.width, len(source))
+	}
+	text := fmt.Sprintf("%-*s | ", p.width, source)
+	if !p.colours {
+		return text
+	}
+	return "\x1b[" + palette[at%len(palette)] + "m" + text + "\x1b[0m"
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -264,11 +350,7 @@ func (a *app) scaleCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			namespace, err := a.namespace(cmd.Context())
-			if err != nil {
-				return err
-			}
-			c, err := a.cluster(cmd.Context())
+			namespace, c, err := a.project(cmd.Context(), sortedKeys(counts)...)
 			if err != nil {
 				return err
 			}
@@ -276,62 +358,10 @@ func (a *app) scaleCommand() *cobra.Command {
 			for service, n := range counts {
 				replicas[service] = int32(n)
 			}
-			return c.Scale(cmd.Context(), namespace, replicas, !noWait, newBoard(a.err, false))
+			b := newBoard(a.err, false)
+			return b.failure(c.Scale(cmd.Context(), namespace, replicas, changeOptions(nil, noWait, b)))
 		},
 	}
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return before they run")
-	return cmd
-}
-
-func (a *app) configCommand() *cobra.Command {
-	var services, images, volumes, quiet bool
-	var output string
-	cmd := &cobra.Command{
-		Use: "config [SERVICE...]", Short: "Check the Compose file and print it as it is understood",
-		ValidArgsFunction: a.completeServices(0, ""),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := a.load(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if p, err = selected(p, args, true); err != nil {
-				return err
-			}
-			switch {
-			case quiet:
-				return nil
-			case services:
-				for _, name := range p.ServiceNames() {
-					fmt.Fprintln(a.out, name)
-				}
-				return nil
-			case images:
-				for _, name := range p.ServiceNames() {
-					s := p.Services[name]
-					fmt.Fprintln(a.out, imageName(p, &s))
-				}
-				return nil
-			case volumes:
-				for _, name := range p.VolumeNames() {
-					fmt.Fprintln(a.out, name)
-				}
-				return nil
-			}
-			raw, err := p.MarshalYAML()
-			if output == "json" {
-				raw, err = p.MarshalJSON()
-			}
-			if err != nil {
-				return err
-			}
-			_, err = a.out.Write(raw)
-			return err
-		},
-	}
-	cmd.Flags().BoolVar(&services, "services", false, "print only the services' names")
-	cmd.Flags().BoolVar(&images, "images", false, "print only the images' names")
-	cmd.Flags().BoolVar(&volumes, "volumes", false, "print only the volumes' names")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only check")
-	cmd.Flags().StringVar(&output, "format", "yaml", "yaml or json")
 	return cmd
 }

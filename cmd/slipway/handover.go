@@ -41,12 +41,14 @@ func inProject() bool {
 }
 
 // composeHelp explains the rule to people; keep it in step with handOver.
-const composeHelp = `Compose projects: up, down, scale and config are always about the project of the
-Compose file. In a folder with a Compose file ps, logs, exec and build are too, except:
-  slipway ps -a              lists containers
-  slipway logs|exec NAME …   where NAME is a container that exists
-  slipway build … DIR        builds the image of that directory (or - for stdin)
-With -f FILE or -p PROJECT before the verb every one of them is about that project.`
+const composeHelp = `Compose projects: up, down, scale, config and ls are always about projects. In a folder
+with a Compose file these are about its project, too:
+  slipway ps | build | pull | push                        without a name
+  slipway start | stop | restart | logs [SERVICE…]        where no container is called so
+  slipway exec | top | port | wait | kill | rm | cp SERVICE …   likewise
+  slipway build SERVICE…                                  where no directory is called so
+and slipway ps -a lists containers. With -f FILE or -p PROJECT before the verb every one of them is
+about that project.`
 
 // handover is a command line for slipway-compose.
 type handover struct {
@@ -104,15 +106,13 @@ func handOver(args []string, f folder) (handover, bool) {
 
 func isCompose(verb string, rest []string, forced bool, f folder) bool {
 	switch verb {
-	case "up", "down", "scale", "config":
+	case "up", "down", "scale", "config", "ls":
 		return true
-	case "ps", "logs", "exec", "build":
-	default:
-		return false
 	}
 	if forced || !f.project {
 		return forced
 	}
+	name := firstOperand(verb, rest)
 	switch verb {
 	case "ps":
 		return !slices.ContainsFunc(rest, func(a string) bool {
@@ -120,28 +120,41 @@ func isCompose(verb string, rest []string, forced bool, f folder) bool {
 		})
 	case "build":
 		return len(rest) == 0 || !isContext(rest[len(rest)-1], f)
+	case "pull", "push":
+		return name == "" // a name is an image's
+	case "start", "stop", "restart", "logs", "exec":
+		return name == "" || !f.isContainer(name)
+	case "top", "port", "wait", "kill", "rm":
+		return name != "" && !f.isContainer(name)
+	case "cp":
+		return slices.ContainsFunc(rest, func(a string) bool {
+			service, _, found := strings.Cut(a, ":")
+			return found && !strings.HasPrefix(a, "-") && !strings.Contains(service, "/") && !f.isContainer(service)
+		})
 	}
-	name := firstOperand(rest)
-	return name == "" || !f.isContainer(name)
+	return false
 }
 
 func isContext(arg string, f folder) bool {
 	return arg == "-" || strings.Contains(arg, "://") || f.isDirectory(arg)
 }
 
-// valued are the flags of logs and exec, here and in compose, whose value is the next word.
-var valued = []string{
-	"-n", "--tail", "--since", "--until", "-e", "--env", "--env-file", "-u", "--user", "-w", "--workdir", "--detach-keys", "--index",
+// valued are the flags of verbs, here and in compose, whose value is the next word.
+var valued = map[string][]string{
+	"logs": {"-n", "--tail", "--since", "--until"},
+	"exec": {"-e", "--env", "--env-file", "-u", "--user", "-w", "--workdir", "--detach-keys", "--index"},
+	"stop": {"-t", "--timeout", "--time", "-s", "--signal"}, "restart": {"-t", "--timeout", "--time", "-s", "--signal"},
+	"kill": {"-s", "--signal"}, "port": {"--protocol"}, "start": {"--detach-keys"}, "pull": {"--platform"},
 }
 
-func firstOperand(args []string) string {
+func firstOperand(verb string, args []string) string {
 	for i := 0; i < len(args); i++ {
 		switch {
 		case args[i] == "--" && i+1 < len(args):
 			return args[i+1]
 		case !strings.HasPrefix(args[i], "-"):
 			return args[i]
-		case slices.Contains(valued, args[i]):
+		case slices.Contains(valued[verb], args[i]):
 			i++
 		}
 	}

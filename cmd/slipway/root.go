@@ -91,6 +91,7 @@ func (c *cli) projectCommands(root *cobra.Command) {
 		{"down", "Stop the project and remove what it made (--all: everything, and the daemon)"},
 		{"config", "Check the Compose file and print it as it is understood"},
 		{"scale SERVICE=N...", "Change how many replicas services have"},
+		{"ls", "List the projects that are up"},
 	} {
 		root.AddCommand(&cobra.Command{
 			Use: v.use, Short: v.short, GroupID: groupProject, DisableFlagParsing: true,

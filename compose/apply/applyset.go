@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -38,22 +39,22 @@ func setID(namespace string) string {
 }
 
 // writeParent records the project and the kinds it may have, before its first member exists.
-func (c *Cluster) writeParent(ctx context.Context, namespace, project string, files []string) error {
+func (c *Cluster) writeParent(ctx context.Context, namespace string, p parent) error {
 	names := make([]string, 0, len(kinds))
 	for _, k := range kinds {
 		names = append(names, k.gk)
 	}
 	sort.Strings(names)
-	parent := map[string]any{
+	object := map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap",
 		"metadata": map[string]any{
 			"name": parentName, "namespace": namespace,
-			"labels":      map[string]any{labelID: setID(namespace), labelManagedBy: fieldManager, labelProject: project},
+			"labels":      map[string]any{labelID: setID(namespace), labelManagedBy: fieldManager, labelProject: p.project},
 			"annotations": map[string]any{annotationTool: "slipway/v1", annotationGKs: strings.Join(names, ",")},
 		},
-		"data": map[string]any{"project": project, "files": strings.Join(files, "\n")},
+		"data": map[string]any{"project": p.project, "files": strings.Join(p.files, "\n"), "kept": strings.Join(p.kept, "\n")},
 	}
-	raw, err := (&unstructured.Unstructured{Object: parent}).MarshalJSON()
+	raw, err := (&unstructured.Unstructured{Object: object}).MarshalJSON()
 	if err != nil {
 		return err
 	}
@@ -61,6 +62,45 @@ func (c *Cluster) writeParent(ctx context.Context, namespace, project string, fi
 	_, err = c.client.Resource(configMapsGVR).Namespace(namespace).Patch(ctx, parentName, types.ApplyPatchType, raw,
 		metav1.PatchOptions{FieldManager: fieldManager, Force: &force})
 	return err
+}
+
+// parent is what the cluster knows of a project as a whole; the zero one: nothing, it is new.
+type parent struct {
+	project string
+	files   []string
+	kept    []string // services that came from other files
+}
+
+func (c *Cluster) readParent(ctx context.Context, namespace string) (parent, error) {
+	u, err := c.client.Resource(configMapsGVR).Namespace(namespace).Get(ctx, parentName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return parent{}, nil
+	}
+	if err != nil {
+		return parent{}, fmt.Errorf("read project %s: %w", namespace, err)
+	}
+	return parentOf(u), nil
+}
+
+func parentOf(u *unstructured.Unstructured) parent {
+	data, _, _ := unstructured.NestedStringMap(u.Object, "data")
+	p := parent{project: data["project"]}
+	words := func(text string) []string { return strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }) }
+	p.files, p.kept = words(data["files"]), words(data["kept"])
+	return p
+}
+
+// refuse is the error for a namespace that is another project's: their names may differ and their namespace not.
+func (p parent) refuse(namespace, project string) error {
+	if p.project == "" || project == "" || p.project == project {
+		return nil
+	}
+	return fmt.Errorf("project %s: namespace %s is project %s's, since names of namespaces have no _: choose another name with -p", project, namespace, p.project)
+}
+
+// shares tells whether a project was brought up from one of the files, or has not been brought up.
+func (p parent) shares(files []string) bool {
+	return len(p.files) == 0 || len(files) == 0 || slices.ContainsFunc(files, func(f string) bool { return slices.Contains(p.files, f) })
 }
 
 // members lists what belongs to the project, by kind.
@@ -71,6 +111,9 @@ func (c *Cluster) members(ctx context.Context, namespace string) (map[string][]u
 	for i, k := range kinds {
 		tasks.Go(func() {
 			list, err := c.in(k, namespace).List(ctx, metav1.ListOptions{LabelSelector: labelPartOf + "=" + setID(namespace)})
+			if !k.namespaced && !c.Slipway && apierrors.IsForbidden(err) {
+				return // who is let into a namespace alone has none of these
+			}
 			if err != nil {
 				errs[i] = fmt.Errorf("list %s: %w", k.gvr.Resource, err)
 				return

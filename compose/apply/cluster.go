@@ -88,6 +88,7 @@ var (
 	podsGVR        = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	namespacesGVR  = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 	configMapsGVR  = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
+	replicaSetsGVR = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}
 	deploymentsGVR = kinds[0].gvr
 	jobsGVR        = kinds[1].gvr
 	servicesGVR    = kinds[2].gvr
@@ -209,21 +210,31 @@ func (c *Cluster) awaitGone(ctx context.Context, gvr schema.GroupVersionResource
 	}
 }
 
-// NodeName is the node of this machine: the only one, or the one with this host name.
-func (c *Cluster) NodeName(ctx context.Context, hostname string) (string, error) {
+// Node is the node of this machine, the only one or the one with this host name, and its address for pods.
+func (c *Cluster) Node(ctx context.Context, hostname string) (name, address string, err error) {
 	list, err := c.client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "nodes"}).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return "", fmt.Errorf("nodes: %w", err)
+		return "", "", fmt.Errorf("nodes: %w", err)
 	}
-	for _, n := range list.Items {
-		if n.GetLabels()[corev1.LabelHostname] == hostname {
-			return hostname, nil
+	if len(list.Items) == 0 {
+		return "", "", fmt.Errorf("the cluster has no node yet: is its daemon ready?")
+	}
+	found := &list.Items[0]
+	for i := range list.Items {
+		if list.Items[i].GetLabels()[corev1.LabelHostname] == hostname {
+			found = &list.Items[i]
 		}
 	}
-	if len(list.Items) > 0 {
-		return list.Items[0].GetLabels()[corev1.LabelHostname], nil
+	node, err := typed[corev1.Node](found)
+	if err != nil {
+		return "", "", err
 	}
-	return "", fmt.Errorf("the cluster has no node yet: is its daemon ready?")
+	for _, a := range node.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			address = a.Address
+		}
+	}
+	return node.Labels[corev1.LabelHostname], address, nil
 }
 
 // since is a rounded age for tables.

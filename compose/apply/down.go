@@ -13,7 +13,8 @@ const mergePatch = types.MergePatchType
 
 // DownOptions refine Down.
 type DownOptions struct {
-	Volumes  bool // claims, and with them their data, and the namespace too
+	Volumes  bool   // claims, and with them their data, and the namespace too
+	Grace    *int64 // seconds that pods have to end; nil: as the file says
 	Progress Progress
 }
 
@@ -40,6 +41,9 @@ func (c *Cluster) Down(ctx context.Context, namespace string, o DownOptions) err
 				return err
 			}
 		}
+	}
+	if err := t.hurry(ctx, services, o.Grace); err != nil {
+		return err
 	}
 	if err := t.await(ctx, func() (bool, error) { return t.noPods(services), nil }); err != nil {
 		return err

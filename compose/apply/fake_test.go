@@ -133,11 +133,20 @@ func (f *fakeAPI) list(w http.ResponseWriter, r *http.Request, collection string
 	defer f.mu.Unlock()
 	items := []any{}
 	for _, path := range slices.Sorted(maps.Keys(f.objects)) {
-		if o := f.objects[path]; strings.HasPrefix(path, collection+"/") && selects(r, o) {
+		if o := f.objects[path]; in(collection, path) && selects(r, o) {
 			items = append(items, o)
 		}
 	}
 	reply(w, map[string]any{"kind": "List", "apiVersion": "v1", "metadata": map[string]any{"resourceVersion": strconv.Itoa(f.version)}, "items": items})
+}
+
+// in says whether an object's path is in a collection: of one namespace, or of all.
+func in(collection, path string) bool {
+	if strings.HasPrefix(path, collection+"/") {
+		return true
+	}
+	i := strings.LastIndex(collection, "/")
+	return !strings.Contains(collection, "/namespaces/") && strings.HasPrefix(path, collection[:i]+"/namespaces/") && parsePlace(path).collection[strings.LastIndex(parsePlace(path).collection, "/"):] == collection[i:]
 }
 
 // selects knows label=value and metadata.name=value.
@@ -353,4 +362,15 @@ func (f *fakeAPI) exists(path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.objects[path] != nil
+}
+
+// textOf is an object as JSON.
+func textOf(f *fakeAPI, path string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	raw, err := json.Marshal(f.objects[path])
+	if err != nil {
+		f.t.Error(err)
+	}
+	return string(raw)
 }

@@ -3,8 +3,11 @@ package apply
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -26,6 +29,7 @@ type tracker struct {
 	jobs        map[string]*batchv1.Job
 	pods        map[string]*corev1.Pod
 	services    map[string]*corev1.Service
+	sets        map[types.UID]*appsv1.ReplicaSet
 	changed     chan struct{} // closed and replaced at every change
 	synced      int
 	err         error
@@ -36,15 +40,17 @@ type tracker struct {
 // track starts following until ctx ends; the first lists are there when it returns.
 func (c *Cluster) track(ctx context.Context, namespace string) (*tracker, error) {
 	t := &tracker{c: c, namespace: namespace, changed: make(chan struct{}),
-		deployments: map[string]*appsv1.Deployment{}, jobs: map[string]*batchv1.Job{}, pods: map[string]*corev1.Pod{}, services: map[string]*corev1.Service{}}
+		deployments: map[string]*appsv1.Deployment{}, jobs: map[string]*batchv1.Job{}, pods: map[string]*corev1.Pod{}, services: map[string]*corev1.Service{},
+		sets: map[types.UID]*appsv1.ReplicaSet{}}
 	follow(ctx, t, deploymentsGVR, func(d *appsv1.Deployment, gone bool) { put(t.deployments, d.Name, d, gone) }, func() { clear(t.deployments) })
 	follow(ctx, t, jobsGVR, func(j *batchv1.Job, gone bool) { put(t.jobs, j.Name, j, gone) }, func() { clear(t.jobs) })
 	follow(ctx, t, podsGVR, func(p *corev1.Pod, gone bool) { put(t.pods, p.Name, p, gone) }, func() { clear(t.pods) })
 	follow(ctx, t, servicesGVR, func(s *corev1.Service, gone bool) { put(t.services, s.Name, s, gone) }, func() { clear(t.services) })
-	return t, t.await(ctx, func() (bool, error) { return t.synced >= 4, t.err })
+	follow(ctx, t, replicaSetsGVR, func(r *appsv1.ReplicaSet, gone bool) { put(t.sets, r.UID, r, gone) }, func() { clear(t.sets) })
+	return t, t.await(ctx, func() (bool, error) { return t.synced >= 5, t.err })
 }
 
-func put[T any](m map[string]*T, name string, v *T, gone bool) {
+func put[K comparable, T any](m map[K]*T, name K, v *T, gone bool) {
 	if gone {
 		delete(m, name)
 		return
@@ -109,6 +115,11 @@ func (t *tracker) change(fn func()) {
 	t.changed = make(chan struct{})
 }
 
+// again makes everybody who waits look once more, after d.
+func (t *tracker) again(d time.Duration) {
+	time.AfterFunc(d, func() { t.change(func() {}) })
+}
+
 // await waits until done says so. done runs under the tracker's lock, after every change.
 func (t *tracker) await(ctx context.Context, done func() (bool, error)) error {
 	for {
@@ -138,8 +149,25 @@ type state struct {
 	completed   bool
 	updating    bool   // older versions still run
 	failed      string // it will not get further by itself
-	trouble     string // what holds it up at the moment
+	look
 }
+
+// look is what a service's pods tell, those of the newest version.
+type look struct {
+	running, up int32
+	trouble     string // what holds them up at the moment, in one line
+	crash       bool   // the trouble is that a container exits again and again
+	stuck       bool   // the trouble is one that waiting alone seldom mends
+	hopeless    string // why they will not come up however long one waits, in one line
+	probed      bool   // a health check tells that they are up; without one, that they go on running has to do
+	runs        string // the containers that run, to tell whether they are still the same ones
+	since       int64  // when the youngest of these started, in seconds
+	restarts    int32  // of the pod that has most
+	log         source // where to read more
+}
+
+// source is a container whose log can be read.
+type source struct{ pod, container string }
 
 // version is an object as it was applied; zero: any.
 type version struct {
@@ -167,31 +195,55 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 	if d.Spec.Replicas != nil {
 		s.want = *d.Spec.Replicas
 	}
-	s.trouble = t.trouble(d.Name)
-	if s.failed = t.hopeless(d.Name); s.failed != "" {
-		s.trouble = "" // said already
-	}
 	st := d.Status
 	s.ready = st.AvailableReplicas
 	if d.Generation < generation || st.ObservedGeneration < d.Generation {
 		return s
 	}
+	newest, known := t.newest(d)
+	if !known {
+		return s // what an older version's pods tell is over
+	}
+	s.look = t.look(d.Name, newest)
+	s.failed = s.hopeless
 	for _, c := range st.Conditions {
-		if c.Type == appsv1.DeploymentProgressing && c.Reason == "ProgressDeadlineExceeded" {
+		switch {
+		case c.Type == appsv1.DeploymentProgressing && c.Reason == "ProgressDeadlineExceeded":
 			s.failed = c.Message
+		case c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue:
+			s.trouble, s.stuck = firstLine(c.Message), true
 		}
 	}
 	s.updating = st.UpdatedReplicas < st.Replicas && st.Replicas >= s.want
 	s.healthy = st.UpdatedReplicas == s.want && st.Replicas == s.want && st.AvailableReplicas == s.want
-	s.started = s.healthy || (st.UpdatedReplicas == s.want && t.running(d.Name) >= s.want)
+	s.started = s.healthy || (st.UpdatedReplicas == s.want && s.running >= s.want)
 	return s
 }
 
+// annotationRevision numbers the versions of a deployment.
+const annotationRevision = "deployment.kubernetes.io/revision"
+
+// newest finds the replica set of a deployment's newest version; "" stands for any, where versions are not numbered. It is not
+// known until both the set and the number have been seen.
+func (t *tracker) newest(d *appsv1.Deployment) (owner types.UID, known bool) {
+	revision := d.Annotations[annotationRevision]
+	if revision == "" {
+		return "", true
+	}
+	for _, rs := range t.sets {
+		if o := metav1.GetControllerOf(rs); o != nil && o.UID == d.UID && rs.Annotations[annotationRevision] == revision {
+			return rs.UID, true
+		}
+	}
+	return "", false
+}
+
 func (t *tracker) job(j *batchv1.Job) state {
-	s := state{want: 1, ready: j.Status.Succeeded, trouble: t.trouble(j.Name)}
+	s := state{want: 1, look: t.look(j.Name, j.UID)}
 	if j.Spec.Completions != nil {
 		s.want = *j.Spec.Completions
 	}
+	s.ready = j.Status.Succeeded + s.up
 	for _, c := range j.Status.Conditions {
 		if c.Status != corev1.ConditionTrue {
 			continue
@@ -200,12 +252,15 @@ func (t *tracker) job(j *batchv1.Job) state {
 		case batchv1.JobComplete:
 			s.started, s.healthy, s.completed = true, true, true
 		case batchv1.JobFailed:
-			s.failed = fmt.Sprintf("it did not complete: %s%s", c.Message, t.exitCode(j.Name))
+			s.failed = "it did not complete: " + c.Message
+			if s.trouble != "" {
+				s.failed = s.trouble
+			}
 		}
 	}
-	if t.running(j.Name) > 0 {
+	if s.running > 0 {
 		s.started = true
-		s.healthy = t.readyPods(j.Name) > 0
+		s.healthy = s.up > 0
 	}
 	return s
 }
@@ -213,111 +268,155 @@ func (t *tracker) job(j *batchv1.Job) state {
 // The condition by which Slipway says that a host port is somebody else's.
 const conditionPorts = "slipway.dev/PortsBound"
 
-// portsBound waits until published ports answer on this machine; one that is taken is an error, because only
-// people can decide who is to have it. It is called under the lock.
-func (t *tracker) portsBound() (bool, error) {
-	all := true
-	for _, s := range t.services {
-		if s.Spec.Type != corev1.ServiceTypeLoadBalancer || s.Labels[labelManagedBy] != fieldManager {
+// portsBound waits until published ports answer on this machine. One that somebody else has is an error, because only people
+// can decide who is to have it; it has to be taken for a moment, since it may be changing hands.
+func (t *tracker) portsBound(moment time.Duration) func() (bool, error) {
+	taken := map[string]time.Time{} // by Service
+	return func() (bool, error) {
+		all := true
+		for _, s := range t.services {
+			if s.Spec.Type != corev1.ServiceTypeLoadBalancer || s.Labels[labelManagedBy] != fieldManager {
+				continue
+			}
+			all = all && len(s.Status.LoadBalancer.Ingress) > 0
+			problem := portProblem(s)
+			if problem == "" {
+				delete(taken, s.Name)
+				continue
+			}
+			if taken[s.Name].IsZero() {
+				taken[s.Name] = time.Now()
+			}
+			if rest := moment - time.Since(taken[s.Name]); rest > 0 {
+				t.again(rest)
+				continue
+			}
+			return false, fmt.Errorf("service %s: %s", s.Labels[labelService], problem)
+		}
+		return all, nil
+	}
+}
+
+func portProblem(s *corev1.Service) string {
+	for _, c := range s.Status.Conditions {
+		if c.Type == conditionPorts && c.Status == metav1.ConditionFalse && c.ObservedGeneration >= s.Generation {
+			return c.Message
+		}
+	}
+	return ""
+}
+
+// look reads a service's live pods; owner is who must have made them, "" for anybody. It is called under the lock.
+func (t *tracker) look(service string, owner types.UID) look {
+	var l look
+	var runs []string
+	for _, name := range sortedKeys(t.pods) {
+		p := t.pods[name]
+		o := metav1.GetControllerOf(p)
+		if p.Labels[labelName] != service || p.DeletionTimestamp != nil || (owner != "" && o != nil && o.UID != owner) {
 			continue
 		}
-		for _, c := range s.Status.Conditions {
-			if c.Type == conditionPorts && c.Status == metav1.ConditionFalse && c.ObservedGeneration >= s.Generation {
-				return false, fmt.Errorf("service %s: %s", s.Labels[labelService], c.Message)
+		l.pod(p)
+		for i := range p.Status.ContainerStatuses {
+			c := &p.Status.ContainerStatuses[i]
+			l.container(p, c, service)
+			if c.State.Running != nil {
+				runs = append(runs, c.ContainerID)
+				l.since = max(l.since, c.State.Running.StartedAt.Unix())
 			}
 		}
-		all = all && len(s.Status.LoadBalancer.Ingress) > 0
-	}
-	return all, nil
-}
-
-// of calls fn for each live pod of a service.
-func (t *tracker) of(service string, fn func(*corev1.Pod)) {
-	for _, p := range t.pods {
-		if p.Labels[labelName] == service && p.DeletionTimestamp == nil {
-			fn(p)
+		for i := range p.Status.InitContainerStatuses {
+			l.container(p, &p.Status.InitContainerStatuses[i], service)
 		}
 	}
+	l.runs = strings.Join(runs, " ")
+	return l
 }
 
-func (t *tracker) running(service string) (n int32) {
-	t.of(service, func(p *corev1.Pod) {
-		if p.Status.Phase == corev1.PodRunning {
-			n++
+func (l *look) pod(p *corev1.Pod) {
+	if p.Status.Phase == corev1.PodRunning {
+		l.running++
+	}
+	for _, c := range p.Status.Conditions {
+		switch {
+		case c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue:
+			l.up++
+		case c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable:
+			l.trouble, l.stuck = "no room for it: "+firstLine(c.Message), true
+			if strings.Contains(c.Message, "Insufficient") {
+				l.trouble += " Lower its reservations, or make room (with update_config.order stop-first no older replica is in the way)"
+			}
 		}
-	})
-	return n
+	}
+	for i := range p.Spec.Containers {
+		l.probed = l.probed || p.Spec.Containers[i].ReadinessProbe != nil
+	}
 }
 
-func (t *tracker) readyPods(service string) (n int32) {
-	t.of(service, func(p *corev1.Pod) {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-				n++
+func (l *look) container(p *corev1.Pod, c *corev1.ContainerStatus, service string) {
+	l.restarts = max(l.restarts, c.RestartCount)
+	last := c.LastTerminationState.Terminated
+	here := source{p.Name, c.Name}
+	if t := c.State.Terminated; t != nil && t.ExitCode != 0 {
+		l.trouble, l.log = exited(t), here
+	}
+	if w := c.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+		l.trouble, l.log = w.Reason, here
+		switch {
+		case w.Reason == "CrashLoopBackOff" && last != nil:
+			l.crash = true
+			l.trouble = exited(last) + ", again and again (" + counted(c.RestartCount, "restart") + ")"
+			if last.ExitCode == 0 {
+				l.trouble += `: if it is meant to end, give it restart: "no" or on-failure`
+			}
+		default:
+			// A pull may only have hiccuped; the others do not pass by themselves.
+			l.stuck = w.Reason != "ErrImagePull"
+			if w.Message != "" {
+				l.trouble += ": " + firstLine(w.Message)
 			}
 		}
-	})
-	return n
+	}
+	if c.Started != nil && *c.Started || last == nil {
+		return
+	}
+	// Only those that have never been up are hopeless.
+	switch {
+	case last.Reason == "StartError":
+		l.hopeless, l.log = "it cannot be started: "+firstLine(last.Message), here
+	case c.RestartCount > 0 && stopped(last) && startupProbe(p, c.Name):
+		l.hopeless, l.log = "it is unhealthy: its health check failed until it was killed", here
+	}
 }
 
-// hopeless is why a service's pods will not come up however long one waits, in one line: what they run cannot be
-// started, or their health check failed until they were killed. Only those that have never been up count.
-func (t *tracker) hopeless(service string) (why string) {
-	t.of(service, func(p *corev1.Pod) {
-		for i, c := range p.Status.ContainerStatuses {
-			if c.Started != nil && *c.Started {
-				continue
-			}
-			last := c.LastTerminationState.Terminated
-			switch {
-			case last != nil && last.Reason == "StartError":
-				why = "it cannot be started: " + firstLine(last.Message)
-			case last != nil && c.RestartCount > 0 && i < len(p.Spec.Containers) && p.Spec.Containers[i].StartupProbe != nil:
-				why = fmt.Sprintf("it is unhealthy: its health check failed until it was killed: see `slipway logs %s`", service)
-			}
+// stopped tells an end that was asked for, as a failed health check asks for it, from one of the program's own.
+func stopped(t *corev1.ContainerStateTerminated) bool { return t.ExitCode == 0 || t.ExitCode > 128 }
+
+func startupProbe(p *corev1.Pod, container string) bool {
+	for i := range p.Spec.Containers {
+		if p.Spec.Containers[i].Name == container {
+			return p.Spec.Containers[i].StartupProbe != nil
 		}
-	})
-	return why
+	}
+	return false
 }
 
-// trouble is what keeps a service's pods from running, in one line.
-func (t *tracker) trouble(service string) (why string) {
-	t.of(service, func(p *corev1.Pod) {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-				why = c.Message
-			}
-		}
-		for _, c := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
-			w := c.State.Waiting
-			if w == nil || w.Reason == "ContainerCreating" || w.Reason == "PodInitializing" {
-				continue
-			}
-			why = w.Reason
-			if last := c.LastTerminationState.Terminated; w.Reason == "CrashLoopBackOff" && last != nil {
-				why = fmt.Sprintf("it exits with code %d", last.ExitCode)
-				if last.Reason == "OOMKilled" {
-					why = "it runs out of memory"
-				}
-				why += fmt.Sprintf(" (%d restarts): see `slipway logs %s`", c.RestartCount, service)
-			} else if w.Message != "" {
-				why += ": " + firstLine(w.Message)
-			}
-		}
-	})
-	return why
+// exited says how a container ended.
+func exited(t *corev1.ContainerStateTerminated) string {
+	if t.Reason == "OOMKilled" {
+		return "it runs out of memory (exit code 137): see its memory limit"
+	}
+	return fmt.Sprintf("it exits with code %d", t.ExitCode)
 }
 
-func (t *tracker) exitCode(service string) (text string) {
-	t.of(service, func(p *corev1.Pod) {
-		for _, c := range p.Status.ContainerStatuses {
-			if e := c.State.Terminated; e != nil && e.ExitCode != 0 {
-				text = fmt.Sprintf(" (exit code %d): see `slipway logs %s`", e.ExitCode, service)
-			}
-		}
-	})
-	return text
+func counted(n int32, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
+
+func sortedKeys[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")

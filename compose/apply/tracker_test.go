@@ -31,11 +31,14 @@ func TestTrouble(t *testing.T) {
 	crash := waiting("CrashLoopBackOff", "back-off 10s restarting failed container")
 	crash.RestartCount = 4
 	crash.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 2}
+	end := waiting("CrashLoopBackOff", "")
+	end.RestartCount = 2
+	end.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{Reason: "Completed"}
 	oom := waiting("CrashLoopBackOff", "")
 	oom.RestartCount = 1
 	oom.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}
 	unschedulable := podOf(corev1.PodPending, false, corev1.ContainerStatus{})
-	unschedulable.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/1 nodes are available: 1 Insufficient memory."}}
+	unschedulable.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/1 nodes are available: 1 Insufficient memory."}}
 	leaving := podOf(corev1.PodPending, false, crash)
 	leaving.DeletionTimestamp = &metav1.Time{}
 	for _, tt := range []struct {
@@ -45,13 +48,14 @@ func TestTrouble(t *testing.T) {
 	}{
 		{"starting", podOf(corev1.PodPending, false, waiting("ContainerCreating", "")), ""},
 		{"image", podOf(corev1.PodPending, false, waiting("ErrImagePull", "no such host\nand more")), "ErrImagePull: no such host"},
-		{"crash", podOf(corev1.PodRunning, false, crash), "it exits with code 2 (4 restarts): see `slipway logs web`"},
-		{"memory", podOf(corev1.PodRunning, false, oom), "it runs out of memory (1 restarts): see `slipway logs web`"},
-		{"unschedulable", unschedulable, "0/1 nodes are available: 1 Insufficient memory."},
+		{"crash", podOf(corev1.PodRunning, false, crash), "it exits with code 2, again and again (4 restarts)"},
+		{"end", podOf(corev1.PodRunning, false, end), "it exits with code 0, again and again (2 restarts): if it is meant to end, give it restart: \"no\" or on-failure"},
+		{"memory", podOf(corev1.PodRunning, false, oom), "it runs out of memory (exit code 137): see its memory limit, again and again (1 restart)"},
+		{"unschedulable", unschedulable, "no room for it: 0/1 nodes are available: 1 Insufficient memory. Lower its reservations, or make room (with update_config.order stop-first no older replica is in the way)"},
 		{"leaving", leaving, ""},
 	} {
 		tr := &tracker{pods: map[string]*corev1.Pod{"p": tt.pod}}
-		if got := tr.trouble("web"); got != tt.want {
+		if got := tr.look("web", "").trouble; got != tt.want {
 			t.Errorf("%s: trouble %q; want %q", tt.name, got, tt.want)
 		}
 	}
@@ -77,7 +81,9 @@ func TestDeploymentState(t *testing.T) {
 			tr.pods[string(rune('a'+i))] = p
 		}
 		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web", Generation: 2}, Spec: appsv1.DeploymentSpec{Replicas: &two}, Status: tt.status}
-		if got := tr.deployment(d, tt.generation); got != tt.want {
+		got := tr.deployment(d, tt.generation)
+		got.look = look{} // TestTrouble has it
+		if got != tt.want {
 			t.Errorf("%s: %+v; want %+v", tt.name, got, tt.want)
 		}
 	}
@@ -94,15 +100,18 @@ func TestJobState(t *testing.T) {
 		want   state
 	}{
 		{"complete", condition(batchv1.JobComplete), nil, state{want: 1, started: true, healthy: true, completed: true}},
-		{"failed", condition(batchv1.JobFailed), podOf(corev1.PodFailed, false, terminated(7)), state{want: 1, failed: "it did not complete: enough (exit code 7): see `slipway logs web`"}},
+		{"failed", condition(batchv1.JobFailed), podOf(corev1.PodFailed, false, terminated(7)), state{want: 1, failed: "it exits with code 7"}},
+		{"failed, and nothing is left of it", condition(batchv1.JobFailed), nil, state{want: 1, failed: "it did not complete: enough"}},
 		{"running", batchv1.JobStatus{}, podOf(corev1.PodRunning, false, corev1.ContainerStatus{}), state{want: 1, started: true}},
-		{"ready", batchv1.JobStatus{}, podOf(corev1.PodRunning, true, corev1.ContainerStatus{}), state{want: 1, started: true, healthy: true}},
+		{"ready", batchv1.JobStatus{}, podOf(corev1.PodRunning, true, corev1.ContainerStatus{}), state{want: 1, ready: 1, started: true, healthy: true}},
 	} {
 		tr := &tracker{pods: map[string]*corev1.Pod{}}
 		if tt.pod != nil {
 			tr.pods["p"] = tt.pod
 		}
-		if got := tr.job(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Status: tt.status}); got != tt.want {
+		got := tr.job(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Status: tt.status})
+		got.look = look{}
+		if got != tt.want {
 			t.Errorf("%s: %+v; want %+v", tt.name, got, tt.want)
 		}
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
 	batchv1 "k8s.io/api/batch/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"slipway.dev/slipway/compose"
@@ -28,6 +30,14 @@ type UpOptions struct {
 	Project string
 	Files   []string
 	Wait    bool // for every service to be healthy, or complete
+	// Recreate replaces what runs even where nothing has changed.
+	Recreate bool
+	// RemoveOrphans removes what the plan does not have even if it came from other files.
+	RemoveOrphans bool
+	// Settle is how long a service without a health check has to go on running before it counts as up.
+	Settle time.Duration
+	// Patience is how long what holds a service up may last, once nothing else moves, before it counts as failed. Zero: for ever.
+	Patience time.Duration
 	// Orphan tells of a member that the plan does not have, by its service ("" for what is not a service's own),
 	// whether it is to be removed. Nil: all are.
 	Orphan   func(service string) bool
@@ -46,19 +56,27 @@ func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) (Outc
 	if err := c.ensureNamespace(ctx, plan.Namespace, o.Project); err != nil {
 		return Outcome{}, err
 	}
+	have, err := c.readParent(ctx, plan.Namespace)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := have.refuse(plan.Namespace, o.Project); err != nil {
+		return Outcome{}, err
+	}
 	before, err := c.members(ctx, plan.Namespace)
 	if err != nil {
 		return Outcome{}, err
 	}
 	keep := mark(plan)
-	if err := c.check(ctx, plan); err != nil {
-		return Outcome{}, err
-	}
-	if err := c.writeParent(ctx, plan.Namespace, o.Project, o.Files); err != nil {
-		return Outcome{}, err
-	}
 	tally := newTally(before)
-	if err := c.applyAll(ctx, plan.Shared, false, tally.count); err != nil {
+	if err := c.check(ctx, plan, tally); err != nil {
+		return Outcome{}, err
+	}
+	gone, kept := o.orphans(before, keep, have)
+	if err := c.writeParent(ctx, plan.Namespace, parent{project: o.Project, files: o.Files, kept: kept}); err != nil {
+		return Outcome{}, err
+	}
+	if err := c.applyAll(ctx, plan.Shared, false, func(out Object) error { tally.count(out); return nil }); err != nil {
 		return tally.outcome(), err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -71,17 +89,43 @@ func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) (Outc
 	if err := c.workloads(ctx, t, plan, o, tally); err != nil {
 		return tally.outcome(), err
 	}
-	if o.Wait && c.Slipway {
-		if err := t.await(ctx, t.portsBound); err != nil {
-			return tally.outcome(), err
-		}
+	removed, err := c.prune(ctx, before, gone, o.Progress)
+	if err == nil && o.Wait && c.Slipway {
+		// After pruning: a service that was renamed gets its port from the one that it was.
+		err = t.await(ctx, t.portsBound(o.Settle))
 	}
-	removed, err := c.prune(ctx, before, func(key, service string) bool {
-		return !keep[key] && (o.Orphan == nil || o.Orphan(service))
-	}, o.Progress)
 	out := tally.outcome()
 	out.Removed = removed
 	return out, err
+}
+
+// orphans tells of each member whether it is to be removed, and names the services that stay although the plan does not have
+// them: what other files brought up under the same project name is not lost because two folders are called the same.
+func (o UpOptions) orphans(before map[string][]unstructured.Unstructured, keep map[string]bool, have parent) (gone func(key, service string) bool, kept []string) {
+	orphan := func(key, service string) bool { return !keep[key] && (o.Orphan == nil || o.Orphan(service)) }
+	if o.RemoveOrphans {
+		return orphan, nil
+	}
+	ours := have.shares(o.Files)
+	others := map[string]bool{}
+	for _, k := range kinds[:2] {
+		for i := range before[k.gk] {
+			m := &before[k.gk][i]
+			service := m.GetLabels()[labelService]
+			if !keep[keyOf(m)] && (!ours || slices.Contains(have.kept, service)) {
+				others[service] = true
+			}
+		}
+	}
+	kept = sortedKeys(others)
+	if len(kept) == 0 {
+		return orphan, nil
+	}
+	o.Progress.Say("", fmt.Sprintf("note: project %s also has %s, which came from other files: --remove-orphans removes what these files do not have, and -p gives this project another name",
+		o.Project, strings.Join(kept, ", ")))
+	return func(key, service string) bool {
+		return ours && service != "" && !others[service] && orphan(key, service)
+	}, kept
 }
 
 // mark labels the plan's objects as members of its set, and returns their keys.
@@ -148,22 +192,28 @@ func (t *tally) outcome() Outcome {
 }
 
 // check dry-runs everything on the server. Jobs cannot be changed, only replaced: those that exist are
-// not checked against themselves.
-func (c *Cluster) check(ctx context.Context, plan *compose.Plan) error {
+// not checked against themselves. What somebody else made is not taken over.
+func (c *Cluster) check(ctx context.Context, plan *compose.Plan, t *tally) error {
 	all := append([]compose.Object{}, plan.Shared...)
 	for _, w := range plan.Workloads {
 		if _, job := w.Object.(*batchv1.Job); !job {
 			all = append(all, w.Object)
 		}
 	}
-	return c.applyAll(ctx, all, true, func(Object) bool { return false })
+	return c.applyAll(ctx, all, true, func(out Object) error {
+		if _, ours := t.before[keyOf(out)]; !ours && out.GetResourceVersion() != "" {
+			return fmt.Errorf("%s %s exists in namespace %s, and is not this project's: delete it, or give the project another name with -p",
+				out.GetObjectKind().GroupVersionKind().Kind, out.GetName(), plan.Namespace)
+		}
+		return nil
+	})
 }
 
 // parallel bounds requests under way.
 const parallel = 8
 
 // applyAll applies objects that do not depend on one another.
-func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun bool, done func(Object) bool) error {
+func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun bool, done func(Object) error) error {
 	var mu sync.Mutex
 	var errs []error
 	var tasks sync.WaitGroup
@@ -174,7 +224,9 @@ func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun
 			defer func() { <-slots }()
 			out, err := c.apply(ctx, obj, dryRun)
 			if err == nil {
-				done(out)
+				err = done(out)
+			}
+			if err == nil {
 				return
 			}
 			mu.Lock()
@@ -190,11 +242,7 @@ func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun
 func (c *Cluster) workloads(ctx context.Context, t *tracker, plan *compose.Plan, o UpOptions, count *tally) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &rollout{c: c, t: t, o: o, plan: plan, tally: count, versions: map[string]version{}, legal: map[string]string{}, applied: make(map[string]chan struct{})}
-	for _, w := range plan.Workloads {
-		r.applied[w.Service] = make(chan struct{})
-		r.legal[w.Service] = w.Object.GetName()
-	}
+	r := newRollout(c, t, plan, o, count)
 	var tasks sync.WaitGroup
 	var mu sync.Mutex
 	var first error
@@ -224,9 +272,57 @@ type rollout struct {
 	tally   *tally
 	legal   map[string]string        // service to object name
 	applied map[string]chan struct{} // closed when a service's object is there
+	ends    map[string]bool          // services that others wait for to complete
 
 	mu       sync.Mutex
 	versions map[string]version // guarded by mu; of what was applied
+	phases   map[string]phase   // guarded by mu
+}
+
+// phase is how a service comes along, as far as others need to know.
+type phase int
+
+const (
+	waits phase = iota // for what it depends on
+	moves              // it may come further by itself
+	rests              // it is up, or it is held up
+)
+
+func newRollout(c *Cluster, t *tracker, plan *compose.Plan, o UpOptions, count *tally) *rollout {
+	r := &rollout{c: c, t: t, o: o, plan: plan, tally: count, versions: map[string]version{}, legal: map[string]string{},
+		applied: map[string]chan struct{}{}, ends: map[string]bool{}, phases: map[string]phase{}}
+	for _, w := range plan.Workloads {
+		r.applied[w.Service] = make(chan struct{})
+		r.legal[w.Service] = w.Object.GetName()
+		for _, n := range w.Needs {
+			if n.Condition == types.ServiceConditionCompletedSuccessfully {
+				r.ends[n.Service] = true
+			}
+		}
+	}
+	return r
+}
+
+// enter notes a service's phase. When nothing moves any more, those that are held up have to look again.
+func (r *rollout) enter(service string, p phase) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.phases[service] != p {
+		r.phases[service] = p
+		r.t.again(0)
+	}
+}
+
+// othersMove tells whether another service may still come further, and take this one along.
+func (r *rollout) othersMove(service string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for other, p := range r.phases {
+		if other != service && p == moves {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
@@ -234,6 +330,9 @@ func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
 		if err := r.need(ctx, w.Service, need); err != nil {
 			return err
 		}
+	}
+	if r.o.Wait {
+		r.enter(w.Service, moves)
 	}
 	if err := r.apply(ctx, w); err != nil {
 		return err
@@ -243,54 +342,14 @@ func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
 		r.o.Progress.State(w.Service, "applied", 0, 0)
 		return nil
 	}
-	shown := ""
-	return r.t.await(ctx, func() (bool, error) {
-		s := r.t.service(w.Object.GetName(), r.version(w.Service))
-		return r.show(w.Service, s, &shown)
-	})
+	return r.await(ctx, w.Service, w.Object.GetName())
 }
 
-// show reports progress and says whether the service is done; a failure is its error.
-func (r *rollout) show(service string, s state, shown *string) (bool, error) {
-	_, job := r.job(service)
-	text := "starting"
-	done := false
-	switch {
-	case s.failed != "":
-		text = "failed: " + s.failed
-	case job && s.completed:
-		text, done = "completed", true
-	case !job && s.healthy:
-		text, done = "running", true
-	case s.trouble != "":
-		text = s.trouble
-	case s.updating:
-		text = "updating"
-	case s.ready > s.want:
-		text = "stopping"
-	}
-	line := fmt.Sprintf("%s %d/%d", text, s.ready, s.want)
-	if line != *shown && (s.want > 0 || done) {
-		*shown = line
-		r.o.Progress.State(service, text, s.ready, s.want)
-	}
-	if s.failed != "" {
-		if s.trouble != "" {
-			return false, fmt.Errorf("%s: %s", s.failed, s.trouble)
-		}
-		return false, errors.New(s.failed)
-	}
-	return done, nil
-}
-
-func (r *rollout) job(service string) (*batchv1.Job, bool) {
-	for _, w := range r.plan.Workloads {
-		if w.Service == service {
-			j, ok := w.Object.(*batchv1.Job)
-			return j, ok
-		}
-	}
-	return nil, false
+// await waits until a service is up.
+func (r *rollout) await(ctx context.Context, service, object string) error {
+	v := &vigil{r: r, service: service}
+	err := r.t.await(ctx, func() (bool, error) { return v.look(r.t.service(object, r.version(service))) })
+	return r.explain(ctx, err)
 }
 
 // need waits until a dependency has come as far as the file asks.
@@ -308,7 +367,7 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return r.t.await(ctx, func() (met bool, err error) {
+	err := r.t.await(ctx, func() (met bool, err error) {
 		defer func() {
 			if !met && err == nil && !told {
 				told = true
@@ -318,7 +377,7 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 		s := r.t.service(r.legal[n.Service], r.version(n.Service))
 		switch {
 		case s.failed != "" && n.Required:
-			return false, fmt.Errorf("depends on %s, which failed: %s", n.Service, s.failed)
+			return false, &FailedError{Service: n.Service, Reason: fmt.Sprintf("depends on %s, which failed: %s", n.Service, s.failed), from: s.log}
 		case s.failed != "":
 			return true, nil
 		case n.Condition == types.ServiceConditionCompletedSuccessfully:
@@ -328,6 +387,7 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 		}
 		return s.started, nil
 	})
+	return r.explain(ctx, err)
 }
 
 func (r *rollout) version(service string) version {
@@ -336,21 +396,39 @@ func (r *rollout) version(service string) version {
 	return r.versions[service]
 }
 
-// apply applies the workload; a Job whose template has changed is replaced.
+// annotationRestarted is what kubectl rollout restart changes, too: a template that differs in it is a new version.
+const annotationRestarted = "kubectl.kubernetes.io/restartedAt"
+
+// apply applies the workload. A Job is replaced when its template has changed, when it has failed, and when asked for.
 func (r *rollout) apply(ctx context.Context, w *compose.Workload) error {
-	out, err := r.c.apply(ctx, w.Object, false)
-	if apierrors.IsInvalid(err) {
-		if _, job := w.Object.(*batchv1.Job); job {
-			if err := r.c.replaceJob(ctx, w.Object); err != nil {
-				return err
-			}
-			out, err = r.c.apply(ctx, w.Object, false)
+	_, job := w.Object.(*batchv1.Job)
+	if job && (r.o.Recreate || r.t.hasFailed(w.Object.GetName())) {
+		if err := r.c.replaceJob(ctx, w.Object); err != nil {
+			return err
 		}
+	}
+	out, err := r.c.apply(ctx, w.Object, false)
+	if job && apierrors.IsInvalid(err) {
+		if err := r.c.replaceJob(ctx, w.Object); err != nil {
+			return err
+		}
+		out, err = r.c.apply(ctx, w.Object, false)
 	}
 	if err != nil {
 		return err
 	}
-	r.tally.count(out)
+	switch changed := r.tally.count(out); {
+	case changed || job:
+	case r.o.Recreate:
+		if out, err = r.c.restart(ctx, out.GetNamespace(), out.GetName()); err != nil {
+			return err
+		}
+		r.tally.count(out)
+	default:
+		if err := r.t.retry(ctx, w.Object.GetName()); err != nil {
+			return err
+		}
+	}
 	r.mu.Lock()
 	r.versions[w.Service] = version{out.GetUID(), out.GetGeneration()}
 	r.mu.Unlock()
@@ -362,42 +440,4 @@ func (c *Cluster) replaceJob(ctx context.Context, job Object) error {
 		return err
 	}
 	return c.awaitGone(ctx, jobsGVR, job.GetNamespace(), job.GetName())
-}
-
-// Scale sets the replicas of services and waits until they are there.
-func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[string]int32, wait bool, p Progress) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	t, err := c.track(ctx, namespace)
-	if err != nil {
-		return err
-	}
-	defer func() { cancel(); t.tasks.Wait() }()
-	versions := map[string]version{}
-	for service, n := range replicas {
-		name := compose.LegalName(service)
-		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, n)
-		out, err := c.client.Resource(deploymentsGVR).Namespace(namespace).Patch(ctx, name, mergePatch, patch, metav1.PatchOptions{FieldManager: fieldManager})
-		if apierrors.IsNotFound(err) {
-			return fmt.Errorf("service %s is not up, or runs to completion: only running services can be scaled", service)
-		}
-		if err != nil {
-			return fmt.Errorf("service %s: %w", service, err)
-		}
-		versions[service] = version{out.GetUID(), out.GetGeneration()}
-	}
-	if !wait {
-		return nil
-	}
-	for service := range replicas {
-		shown := ""
-		r := &rollout{c: c, t: t, o: UpOptions{Progress: p}, plan: &compose.Plan{}}
-		err := t.await(ctx, func() (bool, error) {
-			return r.show(service, t.service(compose.LegalName(service), versions[service]), &shown)
-		})
-		if err != nil {
-			return fmt.Errorf("service %s: %w", service, err)
-		}
-	}
-	return nil
 }

@@ -17,6 +17,27 @@ import (
 type recorder struct {
 	mu    sync.Mutex
 	lines []string
+	more  chan struct{} // closed and replaced at every line; nil: nobody waits
+}
+
+// await waits until a line has been told.
+func (r *recorder) await(ctx context.Context, line string) {
+	for {
+		r.mu.Lock()
+		if r.more == nil {
+			r.more = make(chan struct{})
+		}
+		told, more := slices.Contains(r.lines, line), r.more
+		r.mu.Unlock()
+		if told {
+			return
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (r *recorder) Say(service, line string) { r.add(strings.TrimPrefix(service+": "+line, ": ")) }
@@ -28,6 +49,10 @@ func (r *recorder) add(line string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lines = append(r.lines, line)
+	if r.more != nil {
+		close(r.more)
+		r.more = nil
+	}
 }
 
 func (r *recorder) has(line string) bool {
@@ -167,7 +192,7 @@ func TestUpTellsWhyAServiceFails(t *testing.T) {
 		happens    func(*fakeAPI)
 	}{
 		{
-			"job", "service migrate: it did not complete: Job has reached the specified backoff limit (exit code 3): see `slipway logs migrate`",
+			"job", "service migrate: it exits with code 3",
 			map[string]func(*types.ServiceConfig){"migrate": once},
 			func(f *fakeAPI) {
 				f.create(pods+"migrate-x", pod("migrate", map[string]any{"phase": "Failed", "containerStatuses": []any{
@@ -241,7 +266,7 @@ func TestUpReplacesChangedJobs(t *testing.T) {
 		t.Errorf("an unchanged job: %+v; want it left alone", out)
 	}
 	go func() {
-		f.until(jobs+"migrate", func(o map[string]any) bool { return o == nil })
+		f.until(jobs+"migrate", func(o map[string]any) bool { return o != nil && o["status"] == nil }) // the new one
 		f.status(jobs+"migrate", complete)
 	}()
 	if out := up("two"); out != (Outcome{Changed: 1}) {
@@ -305,14 +330,14 @@ func TestScale(t *testing.T) {
 		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 3})
 	}()
 	progress := &recorder{}
-	if err := c.Scale(context.Background(), "shop", map[string]int32{"web": 3}, true, progress); err != nil {
+	if err := c.Scale(context.Background(), "shop", map[string]int32{"web": 3}, ChangeOptions{Progress: progress}); err != nil {
 		t.Fatal(err)
 	}
 	if !progress.has("web: running 3/3") {
 		t.Errorf("progress %q", progress.lines)
 	}
-	err := c.Scale(context.Background(), "shop", map[string]int32{"nobody": 1}, true, progress)
-	if want := "service nobody is not up, or runs to completion: only running services can be scaled"; err == nil || err.Error() != want {
+	err := c.Scale(context.Background(), "shop", map[string]int32{"nobody": 1}, ChangeOptions{Progress: progress})
+	if want := "service nobody is not up: `slipway up nobody` starts it"; err == nil || err.Error() != want {
 		t.Errorf("error %v; want %s", err, want)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,15 +26,17 @@ import (
 
 // Replica is one pod of a project, as `ps` lists it.
 type Replica struct {
-	Name     string    `json:"name"`
-	Service  string    `json:"service"`
-	Image    string    `json:"image"`
-	Status   string    `json:"status"`
-	Restarts int32     `json:"restarts"`
-	Started  time.Time `json:"started"`
-	Age      string    `json:"-"`
-	Ports    []string  `json:"ports,omitempty"`
-	Address  string    `json:"address,omitempty"`
+	Name      string    `json:"name"`
+	Service   string    `json:"service"`
+	Image     string    `json:"image"`
+	Status    string    `json:"status"`
+	ExitCode  *int32    `json:"exitCode,omitempty"` // of the last end, of one that has ended
+	Restarts  int32     `json:"restarts"`
+	Started   time.Time `json:"started"`
+	Age       string    `json:"-"`
+	Ports     []string  `json:"ports,omitempty"`
+	Address   string    `json:"address,omitempty"`
+	Container string    `json:"container,omitempty"` // the engine's id
 }
 
 // Replicas lists a project's pods by service and name.
@@ -59,15 +62,92 @@ func (c *Cluster) Replicas(ctx context.Context, namespace string) ([]Replica, er
 		}
 		for _, s := range p.Status.ContainerStatuses {
 			r.Restarts += s.RestartCount
+			_, r.Container, _ = strings.Cut(s.ContainerID, "://")
+			for _, end := range []*corev1.ContainerStateTerminated{s.LastTerminationState.Terminated, s.State.Terminated} {
+				if end != nil && s.State.Running == nil {
+					r.ExitCode = &end.ExitCode
+				}
+			}
 		}
 		out = append(out, r)
 	}
+	stopped, err := c.stopped(ctx, namespace)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, stopped...)
 	sort.Slice(out, func(i, j int) bool {
 		if out[i].Service != out[j].Service {
 			return out[i].Service < out[j].Service
 		}
 		return out[i].Name < out[j].Name
 	})
+	return out, nil
+}
+
+// stopped are services that have no replicas, because somebody wants it so.
+func (c *Cluster) stopped(ctx context.Context, namespace string) (out []Replica, err error) {
+	list, err := c.client.Resource(deploymentsGVR).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: labelManagedBy + "=" + fieldManager})
+	if err != nil {
+		return nil, err
+	}
+	for i := range list.Items {
+		d, err := typed[appsv1.Deployment](&list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		if d.Spec.Replicas == nil || *d.Spec.Replicas > 0 {
+			continue
+		}
+		r := Replica{Name: "-", Service: d.Labels[labelService], Status: "stopped", Started: d.CreationTimestamp.Time, Age: since(d.CreationTimestamp.Time)}
+		if containers := d.Spec.Template.Spec.Containers; len(containers) > 0 {
+			r.Image, _, _ = strings.Cut(containers[0].Image, "@")
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// Project is one that is up, as `ls` lists it.
+type Project struct {
+	Name   string   `json:"name"`
+	Status string   `json:"status"`
+	Files  []string `json:"files"`
+}
+
+// Projects lists what is up in all namespaces.
+func (c *Cluster) Projects(ctx context.Context) ([]Project, error) {
+	parents, err := c.client.Resource(configMapsGVR).List(ctx, metav1.ListOptions{LabelSelector: labelManagedBy + "=" + fieldManager, FieldSelector: "metadata.name=" + parentName})
+	if err != nil {
+		return nil, fmt.Errorf("list projects: %w", err)
+	}
+	pods, err := c.list(ctx, podsGVR, "")
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]map[string]int{} // by namespace and word
+	for i := range pods {
+		p := &pods[i]
+		if counts[p.Namespace] == nil {
+			counts[p.Namespace] = map[string]int{}
+		}
+		word, _, _ := strings.Cut(podStatus(p), " ")
+		counts[p.Namespace][word]++
+	}
+	out := []Project{}
+	for i := range parents.Items {
+		known := parentOf(&parents.Items[i])
+		p := Project{Name: known.project, Files: known.files, Status: "stopped"}
+		var words []string
+		for _, word := range sortedKeys(counts[parents.Items[i].GetNamespace()]) {
+			words = append(words, fmt.Sprintf("%s(%d)", word, counts[parents.Items[i].GetNamespace()][word]))
+		}
+		if len(words) > 0 {
+			p.Status = strings.Join(words, ", ")
+		}
+		out = append(out, p)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out, nil
 }
 
@@ -135,6 +215,9 @@ func (c *Cluster) published(ctx context.Context, namespace string) (map[string][
 				host = p.NodePort
 			}
 			if host != 0 {
+				if portProblem(s) != "" {
+					continue // somebody else has it
+				}
 				name := s.Labels[labelService]
 				address := net.JoinHostPort(cmp.Or(s.Annotations[annotationHostIP], "0.0.0.0"), strconv.Itoa(int(host)))
 				out[name] = append(out[name], fmt.Sprintf("%s->%d/%s", address, p.TargetPort.IntVal, strings.ToLower(string(p.Protocol))))

@@ -1,0 +1,309 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+)
+
+// container is the status of a pod's one container.
+func container(name string, restarts int, state map[string]any, last map[string]any) map[string]any {
+	c := map[string]any{"name": name, "image": "", "imageID": "", "containerID": "slipway://" + name, "ready": false, "restartCount": restarts, "state": state}
+	if last != nil {
+		c["lastState"] = map[string]any{"terminated": last}
+	}
+	return map[string]any{"phase": "Running", "containerStatuses": []any{c}}
+}
+
+var (
+	runs     = map[string]any{"running": map[string]any{}}
+	waits10s = map[string]any{"waiting": map[string]any{"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+	exit3    = map[string]any{"exitCode": 3, "reason": "Error"}
+)
+
+func TestUpFailsOnWhatExitsAgainAndAgain(t *testing.T) {
+	f, c := newFakeAPI(t)
+	f.logs["web-x"] = "starting\nno such table: users\n"
+	f.create(pods+"web-x", pod("web", container("web", 1, waits10s, exit3)))
+	go f.status(deployments+"web", map[string]any{"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1})
+	_, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: "shop", Wait: true, Progress: &recorder{}})
+	if want := "service web: it exits with code 3, again and again (1 restart)"; err == nil || err.Error() != want {
+		t.Errorf("error %v; want %s", err, want)
+	}
+	var failed *FailedError
+	if !errors.As(err, &failed) || failed.Service != "web" || !slices.Equal(failed.Log, []string{"starting", "no such table: users"}) {
+		t.Errorf("the failure %+v does not show the end of the log", failed)
+	}
+}
+
+// TestUpLetsCrashWhatWaitsForOthers: without depends_on a program may well crash until its database takes connections.
+func TestUpLetsCrashWhatWaitsForOthers(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		after map[string]any // what comes of the try after the database is up
+		ready bool
+		want  string
+	}{
+		{"and runs then", container("web", 2, runs, exit3), true, ""},
+		{"and crashes still", container("web", 2, waits10s, exit3), false, "service web: it exits with code 3, again and again (2 restarts)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, c := newFakeAPI(t)
+			f.create(pods+"web-x", pod("web", container("web", 1, waits10s, exit3)))
+			progress := &recorder{}
+			go func() {
+				f.status(deployments+"web", map[string]any{"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1})
+				progress.await(t.Context(), "web: it exits with code 3, again and again (1 restart) 0/1")
+				f.healthy("db")
+				progress.await(t.Context(), "db: running 1/1")
+				f.status(pods+"web-x", tt.after)
+				if tt.ready {
+					f.healthy("web")
+				}
+			}()
+			go f.status(deployments+"db", map[string]any{"observedGeneration": 1, "replicas": 1})
+			_, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil, "db": nil}), UpOptions{Project: "shop", Wait: true, Progress: progress})
+			if got := errorText(err); got != tt.want {
+				t.Errorf("error %q; want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// TestVigil decides about one service from what its pods tell, step by step.
+func TestVigil(t *testing.T) {
+	up := func(id string) state {
+		return state{want: 1, ready: 1, healthy: true, started: true, look: look{running: 1, up: 1, runs: id}}
+	}
+	stuck := state{want: 1, look: look{trouble: "no room for it", stuck: true}}
+	pull := state{want: 1, look: look{trouble: "ErrImagePull"}}
+	for _, tt := range []struct {
+		name     string
+		settle   time.Duration
+		patience time.Duration
+		others   bool // another service still moves
+		steps    []state
+		want     string // of the last step
+	}{
+		{"at once, where nothing has to settle", 0, 0, false, []state{up("a")}, "done"},
+		{"not before it has run for a while", time.Hour, 0, false, []state{up("a"), up("a")}, "waits"},
+		{"running is over already", time.Hour, 0, false, []state{up("")}, "waits"},
+		{"it has run for long", time.Hour, 0, false, []state{{want: 1, ready: 1, healthy: true, look: look{runs: "a", since: 1}}}, "done"},
+		{"its health check says so", time.Hour, 0, false, []state{{want: 1, ready: 1, healthy: true, look: look{runs: "a", probed: true}}}, "done"},
+		{"nothing is wanted", time.Hour, 0, false, []state{{healthy: true}}, "done"},
+		{"no room, and no patience asked for", 0, 0, false, []state{stuck, stuck}, "waits"},
+		{"no room, for too long", 0, time.Nanosecond, false, []state{stuck, stuck}, "no room for it"},
+		{"no room, while others come and go", 0, time.Nanosecond, true, []state{stuck, stuck}, "waits"},
+		{"a pull that hiccups", 0, time.Nanosecond, false, []state{pull, pull}, "waits"},
+	} {
+		tr := &tracker{changed: make(chan struct{})}
+		r := &rollout{t: tr, o: UpOptions{Settle: tt.settle, Patience: tt.patience, Progress: &recorder{}}, ends: map[string]bool{}, phases: map[string]phase{}}
+		if tt.others {
+			r.phases["db"] = moves
+		}
+		v := &vigil{r: r, service: "web"}
+		got := ""
+		for _, s := range tt.steps {
+			done, err := v.look(s)
+			switch got = "waits"; {
+			case err != nil:
+				got = err.Error()
+			case done:
+				got = "done"
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s; want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestUpDoesNotBlameTheOldVersion: what is being replaced may well be broken, that is why it is replaced.
+func TestUpDoesNotBlameTheOldVersion(t *testing.T) {
+	f, c := newFakeAPI(t)
+	old := pod("web", container("web", 1, waits10s, map[string]any{"exitCode": 128, "reason": "StartError", "message": "no such program"}))
+	old["metadata"].(map[string]any)["ownerReferences"] = []any{map[string]any{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-1", "uid": "old", "controller": true}}
+	f.create(pods+"web-x", old)
+	set := func(uid, revision string) map[string]any {
+		return map[string]any{"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": map[string]any{
+			"name": "web-" + revision, "namespace": "shop", "uid": uid, "annotations": map[string]any{annotationRevision: revision},
+			"ownerReferences": []any{map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "web", "controller": true}}}}
+	}
+	f.create("/apis/apps/v1/namespaces/shop/replicasets/web-1", set("old", "1"))
+	f.create(deployments+"web", map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{
+		"name": "web", "namespace": "shop", "uid": "web", "annotations": map[string]any{annotationRevision: "2"}, "labels": map[string]any{labelPartOf: setID("shop")}}})
+	progress := &recorder{}
+	go func() {
+		f.until(deployments+"web", func(o map[string]any) bool { return o != nil && o["spec"] != nil })
+		// Two watches keep no order: the deployment may be seen before its new set is.
+		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1})
+		f.create("/apis/apps/v1/namespaces/shop/replicasets/web-2", set("new", "2"))
+		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1})
+	}()
+	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: "shop", Wait: true, Progress: progress}); err != nil {
+		t.Errorf("an up that mends a service failed with what was wrong before: %v", err)
+	}
+}
+
+// TestUpTriesAgain: who types `up` again has mended something.
+func TestUpTriesAgain(t *testing.T) {
+	f, c := newFakeAPI(t)
+	services := map[string]func(*types.ServiceConfig){"web": nil, "migrate": once}
+	if _, err := c.Up(context.Background(), plan(t, services), UpOptions{Project: "shop", Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	f.status(jobs+"migrate", failed)
+	f.create(pods+"web-x", pod("web", container("web", 5, waits10s, exit3)))
+	out, err := c.Up(context.Background(), plan(t, services), UpOptions{Project: "shop", Progress: &recorder{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(f.deleted, []string{"Job/migrate", "Pod/web-x"}) && !slices.Equal(f.deleted, []string{"Pod/web-x", "Job/migrate"}) {
+		t.Errorf("deleted %v; want the failed job and the pod that waits for its back-off", f.deleted)
+	}
+	if out.Changed != 1 {
+		t.Errorf("outcome %+v; want the job changed", out)
+	}
+}
+
+func TestUpRecreates(t *testing.T) {
+	f, c := newFakeAPI(t)
+	services := map[string]func(*types.ServiceConfig){"web": nil, "migrate": once}
+	up := func(recreate bool) Outcome {
+		t.Helper()
+		out, err := c.Up(context.Background(), plan(t, services), UpOptions{Project: "shop", Recreate: recreate, Progress: &recorder{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	up(false)
+	if out := up(false); !out.Nothing() {
+		t.Errorf("without a change: %+v", out)
+	}
+	if out := up(true); out != (Outcome{Changed: 2}) || !slices.Equal(f.deleted, []string{"Job/migrate"}) {
+		t.Errorf("recreated: %+v, deleted %v", out, f.deleted)
+	}
+	if !strings.Contains(textOf(f, deployments+"web"), annotationRestarted) {
+		t.Error("the deployment's template is as before")
+	}
+}
+
+func TestUpTakesNothingOver(t *testing.T) {
+	f, c := newFakeAPI(t)
+	f.create(deployments+"web", map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"name": "web", "namespace": "shop"}})
+	_, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: "shop", Progress: &recorder{}})
+	want := "Deployment web exists in namespace shop, and is not this project's: delete it, or give the project another name with -p"
+	if errorText(err) != want {
+		t.Errorf("error %v; want %s", err, want)
+	}
+}
+
+func TestUpKnowsItsNamespace(t *testing.T) {
+	_, c := newFakeAPI(t)
+	up := func(project string) error {
+		_, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: project, Progress: &recorder{}})
+		return err
+	}
+	if err := up("sh_op"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := errorText(up("sh-op")), "project sh-op: namespace shop is project sh_op's, since names of namespaces have no _: choose another name with -p"; got != want {
+		t.Errorf("error %s; want %s", got, want)
+	}
+}
+
+// TestUpFromAnotherFolder: two folders of one name are no reason to lose what the other one runs.
+func TestUpFromAnotherFolder(t *testing.T) {
+	f, c := newFakeAPI(t)
+	progress := &recorder{}
+	up := func(file, service string, remove bool) {
+		t.Helper()
+		o := UpOptions{Project: "shop", Files: []string{file}, RemoveOrphans: remove, Progress: progress}
+		if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){service: nil}), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up("/a/compose.yaml", "web", false)
+	up("/b/compose.yaml", "api", false)
+	up("/b/compose.yaml", "db", false)
+	if !f.exists(deployments+"web") || f.exists(deployments+"api") || !f.exists(deployments+"db") {
+		t.Errorf("want web of the other folder kept, api of this one removed, and db: deleted %v", f.deleted)
+	}
+	if note := "note: project shop also has web, which came from other files: --remove-orphans removes what these files do not have, and -p gives this project another name"; !progress.has(note) {
+		t.Errorf("nobody was told: %q", progress.lines)
+	}
+	up("/b/compose.yaml", "db", true)
+	if f.exists(deployments + "web") {
+		t.Error("asked to remove orphans, up has kept one")
+	}
+}
+
+func TestStopStartRestart(t *testing.T) {
+	f, c := newFakeAPI(t)
+	two := func(s *types.ServiceConfig) { s.SetScale(2) }
+	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": two, "db": nil, "migrate": once}), UpOptions{Project: "shop", Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	replicas := func() float64 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.objects[deployments+"web"]["spec"].(map[string]any)["replicas"].(float64)
+	}
+	o := ChangeOptions{Services: []string{"web"}, NoWait: true, Progress: &recorder{}}
+	if err := c.Stop(context.Background(), "shop", o); err != nil || replicas() != 0 {
+		t.Fatalf("stopped: %v, %v replicas", err, replicas())
+	}
+	if list, err := c.Replicas(context.Background(), "shop"); err != nil || len(list) != 1 || list[0].Service != "web" || list[0].Status != "stopped" {
+		t.Errorf("a stopped service is listed as %+v, %v", list, err)
+	}
+	if err := c.Start(context.Background(), "shop", o); err != nil || replicas() != 2 {
+		t.Fatalf("started: %v, %v replicas; want as many as before", err, replicas())
+	}
+	f.status(jobs+"migrate", map[string]any{"conditions": []any{map[string]any{"type": "Complete", "status": "True"}}})
+	if err := c.Restart(context.Background(), "shop", ChangeOptions{NoWait: true, Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(textOf(f, deployments+"web"), annotationRestarted) || !slices.Equal(f.deleted, []string{"Job/migrate"}) || !f.exists(jobs+"migrate") {
+		t.Errorf("after a restart the job was not made anew, or the deployment is as before: deleted %v", f.deleted)
+	}
+	if got, want := errorText(c.Stop(context.Background(), "shop", ChangeOptions{Services: []string{"nobody"}, Progress: &recorder{}})), "service nobody is not up: `slipway up nobody` starts it"; got != want {
+		t.Errorf("error %q; want %q", got, want)
+	}
+}
+
+func TestDownOfOneService(t *testing.T) {
+	f, c := newFakeAPI(t)
+	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil, "db": nil}), UpOptions{Project: "shop", Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.DownServices(context.Background(), "shop", ChangeOptions{Services: []string{"web"}, Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(f.deleted, []string{"Deployment/web", "Service/web"}) {
+		t.Errorf("deleted %v; want web and nothing else", f.deleted)
+	}
+}
+
+func TestProjects(t *testing.T) {
+	_, c := newFakeAPI(t)
+	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: "shop", Files: []string{"/srv/compose.yaml"}, Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := c.Projects(context.Background())
+	if err != nil || len(list) != 1 || list[0].Name != "shop" || list[0].Status != "stopped" || !slices.Equal(list[0].Files, []string{"/srv/compose.yaml"}) {
+		t.Errorf("projects %+v, %v", list, err)
+	}
+}
