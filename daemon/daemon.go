@@ -184,7 +184,7 @@ func (d *daemon) announce() error {
 	if err := r.write(); err != nil {
 		return err
 	}
-	d.closers.add("record", func(context.Context) error { return os.Remove(recordPath(d.RunDir)) })
+	d.closers.add("record", func(context.Context) error { return r.stopped() })
 	d.Log.Info("ready", "version", r.Version, "docker", d.docker.Addr().String(), "api", d.api.Addr().String(),
 		"registry", d.registry.Addr().String(), "data", d.DataDir)
 	if d.Ready != nil {

@@ -61,6 +61,7 @@ func (d *daemon) openEngine(ctx context.Context) error {
 		return fmt.Errorf("warden: %w", err)
 	}
 	d.closers.add("warden", func(context.Context) error { return e.warden.Close() })
+	d.closers.add("sockets of a daemon that was killed", d.forgetSockets)
 	if d.Init == "" {
 		d.Init = filepath.Join(d.DataDir, "init")
 		if err := warden.InstallInit(d.Warden, d.Init); err != nil {

@@ -137,5 +137,14 @@ func forget(ctx context.Context, fds descriptors, name string) error {
 	return err
 }
 
+// forgetSockets closes what a daemon before this one listened on, and this one did not get to serve, because it could
+// not start: whoever waits for an answer has to hear that there will be none.
+func (d *daemon) forgetSockets(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetGrace)
+	defer cancel()
+	w := d.engine.warden
+	return errors.Join(forget(ctx, w, "docker"), forget(ctx, w, "registry"), forget(ctx, w, "api"))
+}
+
 // port of a TCP listener.
 func port(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }

@@ -43,9 +43,11 @@ type Options struct {
 	Ready func(Record)
 }
 
-// Record is what others need to know of a running daemon: R/daemon.json.
+// Record is what others need to know of the daemon of a run directory: R/daemon.json. It stays when the daemon stops,
+// because its containers go on: whoever starts the daemon again, or takes everything down, finds the same directories
+// and ports in it.
 type Record struct {
-	PID          int    `json:"pid"`
+	PID          int    `json:"pid"` // 0: it was stopped
 	Version      string `json:"version"`
 	DataDir      string `json:"dataDir"`
 	RunDir       string `json:"runDir"`
@@ -79,6 +81,12 @@ func (r Record) write() error {
 		return err
 	}
 	return os.Rename(tmp, recordPath(r.RunDir))
+}
+
+// stopped notes that the daemon does not run.
+func (r Record) stopped() error {
+	r.PID = 0
+	return r.write()
 }
 
 // instanceID tells daemons of one machine apart in everything that the host can see.

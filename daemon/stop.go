@@ -26,16 +26,19 @@ func Stop(ctx context.Context, runDir string) error {
 	if err != nil {
 		return err
 	}
+	if r.PID == 0 {
+		return nil // it was stopped
+	}
 	fd, err := unix.PidfdOpen(r.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return os.Remove(recordPath(runDir)) // it was killed
+		return r.stopped() // it was killed
 	}
 	if err != nil {
 		return fmt.Errorf("find the daemon: %w", err)
 	}
 	defer unix.Close(fd)
 	if !isDaemon(r.PID) {
-		return os.Remove(recordPath(runDir)) // its number belongs to another process by now
+		return r.stopped() // its number belongs to another process by now
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("stop the daemon: %w", err)
@@ -82,6 +85,7 @@ func Teardown(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
+	quietLibraries(o.Log)
 	d := &daemon{Options: o, instance: instanceID(o.DataDir), node: nodeName(), failed: func(error) {}}
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
@@ -140,7 +144,7 @@ func (d *daemon) removeAll(ctx context.Context) error {
 		errs = append(errs, os.RemoveAll(dir))
 	}
 	errs = append(errs, service.RemoveTable(d.instance), e.containers.Close(), e.networks.Teardown(ctx), e.warden.RemoveCgroup(ctx, "/slipway-"+d.instance))
-	errs = append(errs, forget(ctx, e.warden, "docker"), forget(ctx, e.warden, "registry"), forget(ctx, e.warden, "api"))
+	errs = append(errs, d.forgetSockets(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,12 +42,19 @@ type etcdBackend struct{ o EtcdOptions }
 func (etcdBackend) clock(shared *clock) *clock { return shared }
 
 func (b etcdBackend) start(ctx context.Context, s *Store, o Options) (engine, error) {
+	disk := newDisk(b.o.Dir)
+	if err := os.MkdirAll(b.o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	if err := disk.check(); err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
 	server, err := startMember(ctx, b.o, s.log)
 	if err != nil {
 		return nil, err
 	}
 	e := &etcd{server: server, kv: v3rpc.NewQuotaKVServer(server), log: s.log, clock: s.clock, fill: o.Default,
-		tables: map[string]*table{}, pending: map[uint64]*pendingWrite{}, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+		disk: disk, tables: map[string]*table{}, pending: map[uint64]*pendingWrite{}, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	e.ids.Store(randomBase())
 	for _, t := range s.tables {
 		e.tables[tableKey(t)] = t
@@ -63,6 +71,7 @@ type etcd struct {
 	server *etcdserver.EtcdServer
 	kv     pb.KVServer // through the quota check
 	log    *slog.Logger
+	disk   *disk
 	clock  *clock
 	fill   func(Object)
 	tables map[string]*table // by tableKey
@@ -164,8 +173,19 @@ func (e *etcd) abandon(id uint64) {
 	delete(e.pending, id)
 }
 
+// admit sees to it that etcd finds the room on the disk that a write needs.
+func (e *etcd) admit(w *write) error {
+	if err := e.disk.admit(w); err != nil {
+		return err
+	}
+	return e.disk.reserve(e.server.Backend().Size())
+}
+
 // transact runs op if the key is still at the expected revision (0: absent).
 func (e *etcd) transact(ctx context.Context, w *write, expect int64, key []byte, op *pb.RequestOp) (int64, bool, error) {
+	if err := e.admit(w); err != nil {
+		return 0, false, err
+	}
 	resp, err := e.kv.Txn(ctx, &pb.TxnRequest{
 		Compare: []*pb.Compare{{Key: key, Target: pb.Compare_MOD, Result: pb.Compare_EQUAL, TargetUnion: &pb.Compare_ModRevision{ModRevision: expect}}},
 		Success: []*pb.RequestOp{op},
@@ -209,6 +229,9 @@ func (e *etcd) record(ctx context.Context, w *write, rev int64) error {
 	op := deleteOp(key)
 	if w.op != opDelete {
 		op = putOp(key, seal(0, rev, w.data))
+	}
+	if err := e.admit(w); err != nil {
+		return err
 	}
 	_, err := e.kv.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{op}})
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
 	"sync"
 	"time"
 
@@ -39,9 +38,6 @@ var setWALSegment = sync.OnceFunc(func() { wal.SegmentSizeBytes = walSegment })
 // startMember runs a cluster of one and returns when it has applied its whole log.
 func startMember(ctx context.Context, o EtcdOptions, log *slog.Logger) (*etcdserver.EtcdServer, error) {
 	setWALSegment()
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("etcd: %w", err)
-	}
 	server, err := etcdserver.NewServer(memberConfig(o, log))
 	if err != nil {
 		return nil, fmt.Errorf("etcd: open %s: %w", o.Dir, err)

@@ -38,7 +38,7 @@ func readRecord(runDir string) (record, error) {
 // warden holds it open for the next daemon when one was killed.
 func running(runDir string) bool {
 	if r, err := readRecord(runDir); err == nil {
-		return !errors.Is(syscall.Kill(r.PID, 0), syscall.ESRCH)
+		return r.PID > 0 && !errors.Is(syscall.Kill(r.PID, 0), syscall.ESRCH)
 	} else if errors.Is(err, os.ErrPermission) {
 		_, err := os.Stat(filepath.Join(runDir, "docker.sock")) // not root: the record is not ours to read
 		return err == nil
