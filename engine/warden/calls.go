@@ -141,12 +141,21 @@ func (c *Client) CreateSandbox(ctx context.Context, spec SandboxSpec) (netns *os
 	return c.Sandbox(ctx, spec.ID)
 }
 
-// Sandbox returns the network namespace of a sandbox, the caller's to close.
+// Sandbox returns the network namespace of a sandbox, the caller's to close; nil when it has none, being on the host's.
 func (c *Client) Sandbox(ctx context.Context, id string) (netns *os.File, err error) {
 	if err := c.await(ctx); err != nil {
 		return nil, err
 	}
-	return c.heldFile(Key{Kind: HoldSandbox, ID: id}, RoleNet)
+	key := Key{Kind: HoldSandbox, ID: id}
+	c.mu.Lock()
+	h := c.held[key]
+	c.mu.Unlock()
+	if h != nil {
+		if _, ok := h.fds[RoleNet]; !ok {
+			return nil, nil
+		}
+	}
+	return c.heldFile(key, RoleNet)
 }
 
 // RemoveSandbox lets go of the namespaces; they vanish with their last process. One that is not there is removed.
