@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -178,6 +179,28 @@ func (b *board) erase() {
 	}
 }
 
+// atRest are the states that a service stays in.
+var atRest = []string{"running", "completed", "stopped", "removed", "applied"}
+
+// fitting chooses the lines that there is room for: those of services that are still on their way go before the others.
+func (b *board) fitting(room int) (shown []string, hidden int) {
+	if len(b.order) <= room {
+		return b.order, 0
+	}
+	left := len(b.order) - max(room-1, 1) // one line tells of those that are hidden
+	for _, s := range b.order {
+		if left > hidden && slices.Contains(atRest, b.state[s].state) {
+			hidden++
+			continue
+		}
+		shown = append(shown, s)
+	}
+	if more := left - hidden; more > 0 {
+		shown, hidden = shown[more:], left
+	}
+	return shown, hidden
+}
+
 func (b *board) draw() {
 	if b.width == 0 {
 		return
@@ -187,16 +210,18 @@ func (b *board) draw() {
 		names = max(names, len(s))
 	}
 	var text strings.Builder
-	shown := b.order
-	if room := max(b.rows-2, 1); len(shown) > room {
-		shown = shown[len(shown)-room:]
-	}
+	shown, hidden := b.fitting(max(b.rows-2, 1))
 	b.lengths = b.lengths[:0]
 	for _, s := range shown {
 		line := b.line(s, names)
 		b.lengths = append(b.lengths, utf8.RuneCountInString(line))
 		text.WriteString(line + "\n")
 	}
-	b.drawn = len(shown)
+	if hidden > 0 {
+		line := fmt.Sprintf("  … and %d more", hidden)
+		b.lengths = append(b.lengths, utf8.RuneCountInString(line))
+		text.WriteString(line + "\n")
+	}
+	b.drawn = len(b.lengths)
 	io.WriteString(b.out, text.String())
 }

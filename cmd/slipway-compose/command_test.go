@@ -196,6 +196,16 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
+func TestPullable(t *testing.T) {
+	built := &types.BuildConfig{}
+	p := &types.Project{Name: "shop", Services: types.Services{"web": {Name: "web", Build: built}, "db": {Name: "db", Image: "postgres"},
+		"api": {Name: "api", Image: "registry.example/shop/api", Build: built}, "own": {Name: "own", Image: "me/own", Build: built}}}
+	want := "service web: image shop-web is built here, and its name has no registry that another cluster can pull it from: give it one, such as image: registry.example/shop-web"
+	if err := pullable(p); err == nil || err.Error() != want {
+		t.Errorf("error %v; want %s", err, want)
+	}
+}
+
 func TestSummary(t *testing.T) {
 	if got := summary("shop", apply.Outcome{}, time.Second); got != "shop: nothing has changed" {
 		t.Errorf("summary of nothing: %q", got)
@@ -236,6 +246,31 @@ func TestBoardOnATerminal(t *testing.T) {
 		if n := len([]rune(line)); n > 40+len("\x1b[2A\r\x1b[J") {
 			t.Errorf("a line of %d characters would wrap: %q", n, line)
 		}
+	}
+}
+
+// TestBoardOnASmallTerminal: what is still on its way is worth the few lines that there are, and a terminal that becomes narrower
+// wraps what was drawn before.
+func TestBoardOnASmallTerminal(t *testing.T) {
+	var out bytes.Buffer
+	b := newBoard(&out, false)
+	width, rows := 40, 5
+	b.size = func() (int, int) { return width, rows }
+	b.width, b.rows = width, rows
+	for _, s := range []string{"a", "b", "c", "d", "e"} {
+		b.State(s, "starting", 0, 1)
+	}
+	out.Reset()
+	b.State("d", "running", 1, 1)
+	if want := "\x1b[3A\r\x1b[J  c [          ] starting 0/1\n  e [          ] starting 0/1\n  … and 3 more\n"; out.String() != want {
+		t.Errorf("output\n%q; want\n%q", out.String(), want)
+	}
+	out.Reset()
+	width = 20 // two lines of 29 characters take four rows now, and the third one
+	rows = 20
+	b.State("d", "running", 1, 1)
+	if want := "\x1b[5A\r\x1b[J"; !strings.HasPrefix(out.String(), want) {
+		t.Errorf("output %q; want it to begin with %q", out.String(), want)
 	}
 }
 

@@ -218,6 +218,22 @@ func (r *resolver) build(ctx context.Context, s *types.ServiceConfig, name strin
 	return nil
 }
 
+// pullable refuses what is built here under a name by which no other cluster can pull it.
+func pullable(p *types.Project) error {
+	var errs []error
+	for _, service := range p.ServiceNames() {
+		s := p.Services[service]
+		if s.Build == nil {
+			continue
+		}
+		name := imageName(p, &s)
+		if named, err := reference.ParseNormalizedNamed(name); err == nil && !strings.Contains(reference.FamiliarName(named), "/") {
+			errs = append(errs, fmt.Errorf("service %s: image %s is built here, and its name has no registry that another cluster can pull it from: give it one, such as image: registry.example/%s", service, name, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func short(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")
 	return id[:min(len(id), 12)]

@@ -161,11 +161,14 @@ func (a *app) up(ctx context.Context, f *upFlags, names []string) error {
 	if err := a.startDaemon(ctx); err != nil { // also for another cluster: images come from here
 		return err
 	}
-	images, err := a.images(ctx, p, imageOptions{noBuild: f.noBuild, pull: f.pull, push: a.kubeContext != ""}, b)
+	c, err := a.cluster(ctx)
+	if err == nil && a.kubeContext != "" {
+		err = errors.Join(pullable(p), c.Reach(ctx)) // before minutes go into images for nothing
+	}
 	if err != nil {
 		return err
 	}
-	c, err := a.cluster(ctx)
+	images, err := a.images(ctx, p, imageOptions{noBuild: f.noBuild, pull: f.pull, push: a.kubeContext != ""}, b)
 	if err != nil {
 		return err
 	}

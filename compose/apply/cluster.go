@@ -64,6 +64,15 @@ func Connect(kubeconfig, kubeContext string) (*Cluster, error) {
 	return &Cluster{config: config, client: client, Slipway: kubeContext == ""}, nil
 }
 
+// Reach tells whether the API answers, and knows us.
+func (c *Cluster) Reach(ctx context.Context) error {
+	stream, err := c.raw(ctx, "/version")
+	if err != nil {
+		return fmt.Errorf("cluster at %s: %w", c.config.Host, err)
+	}
+	return stream.Close()
+}
+
 // kind is what is known of a kind that projects are made of.
 type kind struct {
 	gvr        schema.GroupVersionResource

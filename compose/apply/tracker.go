@@ -208,7 +208,7 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 	s.failed = s.hopeless
 	for _, c := range st.Conditions {
 		switch {
-		case c.Type == appsv1.DeploymentProgressing && c.Reason == "ProgressDeadlineExceeded":
+		case exceeded(c):
 			s.failed = c.Message
 		case c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue:
 			s.trouble, s.stuck = firstLine(c.Message), true

@@ -118,6 +118,8 @@ func TestJobState(t *testing.T) {
 }
 
 func TestPodStatus(t *testing.T) {
+	crash := waiting("CrashLoopBackOff", "")
+	crash.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 3}
 	probed := podOf(corev1.PodRunning, true, corev1.ContainerStatus{})
 	probed.Spec.Containers = []corev1.Container{{ReadinessProbe: &corev1.Probe{}}}
 	leaving := podOf(corev1.PodRunning, true, corev1.ContainerStatus{})
@@ -129,6 +131,7 @@ func TestPodStatus(t *testing.T) {
 		{podOf(corev1.PodPending, false, waiting("ContainerCreating", "")), "pending"},
 		{podOf(corev1.PodPending, false, waiting("ImagePullBackOff", "")), "ImagePullBackOff"},
 		{podOf(corev1.PodRunning, false, corev1.ContainerStatus{}), "running (not ready)"},
+		{podOf(corev1.PodRunning, false, crash), "restarting (3)"},
 		{podOf(corev1.PodRunning, true, corev1.ContainerStatus{}), "running"},
 		{probed, "running (healthy)"},
 		{podOf(corev1.PodSucceeded, false, terminated(0)), "exited (0)"},

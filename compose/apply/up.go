@@ -419,7 +419,7 @@ func (r *rollout) apply(ctx context.Context, w *compose.Workload) error {
 	}
 	switch changed := r.tally.count(out); {
 	case changed || job:
-	case r.o.Recreate:
+	case r.o.Recreate, r.t.gaveUp(w.Object.GetName()):
 		if out, err = r.c.restart(ctx, out.GetNamespace(), out.GetName()); err != nil {
 			return err
 		}

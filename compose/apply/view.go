@@ -173,7 +173,10 @@ func podStatus(p *corev1.Pod) string {
 		return "stopping"
 	}
 	for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
-		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+		if w, last := s.State.Waiting, s.LastTerminationState.Terminated; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+			if w.Reason == "CrashLoopBackOff" && last != nil {
+				return fmt.Sprintf("restarting (%d)", last.ExitCode)
+			}
 			return w.Reason
 		}
 		if t := s.State.Terminated; t != nil && p.Status.Phase != corev1.PodRunning {

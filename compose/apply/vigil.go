@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -189,6 +190,19 @@ func (t *tracker) retry(ctx context.Context, workload string) error {
 	return t.await(ctx, func() (bool, error) {
 		return !slices.ContainsFunc(names, func(name string) bool { p := t.pods[name]; return p != nil && p.DeletionTimestamp == nil }), nil
 	})
+}
+
+// gaveUp tells of a deployment whose rollout took too long; it takes the lock. Its status says so until it gets somewhere, and
+// only a new version has a new deadline.
+func (t *tracker) gaveUp(deployment string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d := t.deployments[deployment]
+	return d != nil && slices.ContainsFunc(d.Status.Conditions, exceeded)
+}
+
+func exceeded(c appsv1.DeploymentCondition) bool {
+	return c.Type == appsv1.DeploymentProgressing && c.Reason == "ProgressDeadlineExceeded"
 }
 
 // waitsAgain tells of a container that has failed and is not running now.

@@ -160,11 +160,12 @@ func TestUpDoesNotBlameTheOldVersion(t *testing.T) {
 // TestUpTriesAgain: who types `up` again has mended something.
 func TestUpTriesAgain(t *testing.T) {
 	f, c := newFakeAPI(t)
-	services := map[string]func(*types.ServiceConfig){"web": nil, "migrate": once}
+	services := map[string]func(*types.ServiceConfig){"web": nil, "slow": nil, "migrate": once}
 	if _, err := c.Up(context.Background(), plan(t, services), UpOptions{Project: "shop", Progress: &recorder{}}); err != nil {
 		t.Fatal(err)
 	}
 	f.status(jobs+"migrate", failed)
+	f.status(deployments+"slow", map[string]any{"conditions": []any{map[string]any{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}}})
 	f.create(pods+"web-x", pod("web", container("web", 5, waits10s, exit3)))
 	out, err := c.Up(context.Background(), plan(t, services), UpOptions{Project: "shop", Progress: &recorder{}})
 	if err != nil {
@@ -173,8 +174,8 @@ func TestUpTriesAgain(t *testing.T) {
 	if !slices.Equal(f.deleted, []string{"Job/migrate", "Pod/web-x"}) && !slices.Equal(f.deleted, []string{"Pod/web-x", "Job/migrate"}) {
 		t.Errorf("deleted %v; want the failed job and the pod that waits for its back-off", f.deleted)
 	}
-	if out.Changed != 1 {
-		t.Errorf("outcome %+v; want the job changed", out)
+	if out.Changed != 2 || !strings.Contains(textOf(f, deployments+"slow"), annotationRestarted) {
+		t.Errorf("outcome %+v; want the job changed, and what had taken too long started anew", out)
 	}
 }
 
