@@ -197,9 +197,15 @@ func TestOrphans(t *testing.T) {
 }
 
 func TestPullable(t *testing.T) {
-	built := &types.BuildConfig{}
-	p := &types.Project{Name: "shop", Services: types.Services{"web": {Name: "web", Build: built}, "db": {Name: "db", Image: "postgres"},
-		"api": {Name: "api", Image: "registry.example/shop/api", Build: built}, "own": {Name: "own", Image: "me/own", Build: built}}}
+	p := &types.Project{Name: "shop", Services: types.Services{}}
+	for name, image := range map[string]string{"web": "", "api": "registry.example/shop/api", "own": "me/own"} {
+		s := types.ServiceConfig{Name: name}
+		s.Image, s.Build = image, &types.BuildConfig{}
+		p.Services[name] = s
+	}
+	db := types.ServiceConfig{Name: "db"}
+	db.Image = "postgres"
+	p.Services["db"] = db
 	want := "service web: image shop-web is built here, and its name has no registry that another cluster can pull it from: give it one, such as image: registry.example/shop-web"
 	if err := pullable(p); err == nil || err.Error() != want {
 		t.Errorf("error %v; want %s", err, want)
