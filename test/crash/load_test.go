@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,21 +43,30 @@ type load struct {
 	configs, volumes, containers, images []string
 	removed                              []string // containers
 
-	project string // directory of a Compose project
+	project  string         // directory of a Compose project
+	promised string         // the version of it that runs, "none", or empty: unknown, because a verb was cut short
+	verbs    map[string]int // that succeeded
+	step     int
 }
 
-// compose is what `slipway up` brings up: two services, one with a volume.
+// compose is what `slipway up` brings up: two services, one with a volume. Another version is a rolling update.
 const compose = `name: five
 services:
-  front: {image: "base:1", command: [sleep, inf], init: true, stop_grace_period: 0s, deploy: {replicas: 2}}
+  front: {image: "base:1", command: [sleep, inf], init: true, stop_grace_period: 0s, environment: {VERSION: "${VERSION:-0}"}, deploy: {replicas: 2}}
   back: {image: "base:1", command: [sleep, inf], init: true, stop_grace_period: 0s, volumes: ["data:/data"]}
 volumes: {data: {}}
 `
 
-// slipway runs the command in the project's directory.
+// slipway runs the command in the project's directory; arguments with a = are variables.
 func slipway(ctx context.Context, t testing.TB, d *harness.Daemon, dir string, args ...string) error {
-	cmd := d.Command(ctx, t, "slipway", args...)
+	assigns := func(arg string) bool { return strings.Contains(arg, "=") }
+	cmd := d.Command(ctx, t, "slipway", slices.DeleteFunc(slices.Clone(args), assigns)...)
 	cmd.Dir, cmd.Path = dir, filepath.Join(dir, "slipway")
+	for _, arg := range args {
+		if assigns(arg) {
+			cmd.Env = append(cmd.Env, arg)
+		}
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("slipway %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
@@ -86,7 +96,7 @@ func newProject(t *testing.T) string {
 func newLoad(t *testing.T, d *harness.Daemon) *load {
 	client := d.DockerHTTP()
 	client.Timeout = patience
-	return &load{t: t, d: d, http: client, kube: d.Clientset(t), project: newProject(t)}
+	return &load{t: t, d: d, http: client, kube: d.Clientset(t), project: newProject(t), verbs: map[string]int{}}
 }
 
 // start begins a round. Each task goes on until the round's end; requests that fail were not acknowledged.
@@ -169,10 +179,39 @@ func (l *load) rollout(ctx context.Context, name string) {
 	}
 }
 
-// upAndDown may be cut short anywhere; the next one has to cope with what it finds.
-func (l *load) upAndDown(ctx context.Context, _ string) {
-	if err := slipway(ctx, l.t, l.d, l.project, "up"); err == nil {
-		slipway(ctx, l.t, l.d, l.project, "down")
+// upAndDown is one verb of a project's life: it is brought up, updated, and taken down. One that meets a kill may fail,
+// and the next one has to cope with what it finds. One that succeeds has promised something.
+func (l *load) upAndDown(_ context.Context, _ string) {
+	version := fmt.Sprintf("v%d", l.step)
+	life := []struct{ name, verb, promise string }{{"up", "up", version}, {"update", "up", version}, {"down", "down", "none"}}
+	now := life[l.step%len(life)]
+	l.step++
+	l.promised = ""
+	// The round's end does not cut it short: a verb that is interrupted has promised nothing, and most would be.
+	if err := slipway(l.t.Context(), l.t, l.d, l.project, now.verb, "VERSION="+version); err == nil {
+		l.promised = now.promise
+		l.verbs[now.name]++
+	}
+}
+
+// kept checks that the project is as the last verb left it, if that one succeeded.
+func (l *load) kept(t *testing.T, round int) {
+	t.Helper()
+	if l.promised == "" {
+		return
+	}
+	versions := l.d.Kubectl(t, "get", "deployments", "-n", "five", "--ignore-not-found", "-o", `jsonpath={.items[?(@.metadata.name=="front")].spec.template.spec.containers[0].env[?(@.name=="VERSION")].value}`)
+	if l.promised == "none" {
+		if versions != "" {
+			t.Errorf("round %d: the project was taken down, and version %s of it is there", round, versions)
+		}
+		return
+	}
+	if versions != l.promised {
+		t.Errorf("round %d: version %s of the project was brought up, and %q is there", round, l.promised, versions)
+	}
+	for _, service := range []string{"front", "back"} {
+		l.d.Kubectl(t, "rollout", "status", "-n", "five", "deployment/"+service, "--timeout=60s")
 	}
 }
 
@@ -183,6 +222,9 @@ func (l *load) finish(t *testing.T) {
 		if err := slipway(t.Context(), t, l.d, l.project, verb); err != nil {
 			t.Errorf("after all the rounds: %v", err)
 		}
+	}
+	if n := rounds(t); n >= 5 && len(l.verbs) < 3 {
+		t.Errorf("of a project's verbs, only these succeeded in %d rounds: %v", n, l.verbs)
 	}
 }
 
@@ -238,8 +280,9 @@ func (l *load) verify(t *testing.T, round int) {
 		}
 	}
 	l.usable(t, round)
-	t.Logf("round %d: so far %d config maps, %d volumes, %d containers, %d images acknowledged, %d containers removed",
-		round, len(l.configs), len(l.volumes), len(l.containers), len(l.images), len(l.removed))
+	l.kept(t, round)
+	t.Logf("round %d: so far %d config maps, %d volumes, %d containers, %d images acknowledged, %d containers removed; verbs %v",
+		round, len(l.configs), len(l.volumes), len(l.containers), len(l.images), len(l.removed), l.verbs)
 }
 
 // usable runs the newest image: its layers have to be whole, too.
