@@ -38,9 +38,9 @@ var setWALSegment = sync.OnceFunc(func() { wal.SegmentSizeBytes = walSegment })
 // startMember runs a cluster of one and returns when it has applied its whole log.
 func startMember(ctx context.Context, o EtcdOptions, log *slog.Logger) (*etcdserver.EtcdServer, error) {
 	setWALSegment()
-	server, err := etcdserver.NewServer(memberConfig(o, log))
+	server, err := newServer(memberConfig(o, log))
 	if err != nil {
-		return nil, fmt.Errorf("etcd: open %s: %w", o.Dir, err)
+		return nil, fmt.Errorf("etcd: open %s: %w: %s", o.Dir, err, remedy)
 	}
 	server.Start()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -52,8 +52,20 @@ func startMember(ctx context.Context, o EtcdOptions, log *slog.Logger) (*etcdser
 		return nil, fmt.Errorf("etcd: the member in %s stopped while it started: see the log before", o.Dir)
 	case <-ctx.Done():
 		server.HardStop()
-		return nil, fmt.Errorf("etcd: start the member in %s: %w", o.Dir, context.Cause(ctx))
+		return nil, fmt.Errorf("etcd: start the member in %s: %w: when that repeats, its write-ahead log has lost entries that the database knows: %s", o.Dir, context.Cause(ctx), remedy)
 	}
+}
+
+const remedy = "restore the directory from a backup, or remove it to begin with an empty cluster"
+
+// newServer opens the member's files. etcd panics over some kinds of damage.
+func newServer(c config.ServerConfig) (server *etcdserver.EtcdServer, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			server, err = nil, fmt.Errorf("its files are damaged: %v", p)
+		}
+	}()
+	return etcdserver.NewServer(c)
 }
 
 func memberConfig(o EtcdOptions, log *slog.Logger) config.ServerConfig {

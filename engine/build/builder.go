@@ -21,6 +21,7 @@ import (
 	"slipway.dev/slipway/engine/build/buildcontext"
 	"slipway.dev/slipway/engine/build/op"
 	"slipway.dev/slipway/engine/build/snapshot"
+	"slipway.dev/slipway/engine/database"
 	"slipway.dev/slipway/engine/image"
 )
 
@@ -103,6 +104,11 @@ func New(ctx context.Context, o Options) (_ *Builder, err error) {
 	}
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
 		return nil, err
+	}
+	for _, cache := range []string{"keys.db", "results.db"} {
+		if err := database.SetAside(filepath.Join(o.Dir, cache), b.log); err != nil {
+			return nil, fmt.Errorf("open build cache: %w", err)
+		}
 	}
 	if b.contexts, err = buildcontext.Open(filepath.Join(o.Dir, "contexts"), b.o.Limits, b.o.Now, b.log); err != nil {
 		return nil, err

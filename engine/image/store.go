@@ -27,6 +27,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"slipway.dev/slipway/engine/database"
 	"slipway.dev/slipway/engine/event"
 )
 
@@ -180,6 +181,9 @@ func (s *Store) openDisk() (err error) {
 	if err != nil {
 		return fmt.Errorf("%w (the data directory must be on a file system that overlay can stack on, such as ext4 or xfs)", err)
 	}
+	if err := s.checkDatabase(); err != nil {
+		return err
+	}
 	s.bolt, err = bbolt.Open(s.path("engine.db"), 0o600, &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
 	if err != nil {
 		return fmt.Errorf("open engine.db: %w (is another daemon using this directory?)", err)
@@ -190,6 +194,24 @@ func (s *Store) openDisk() (err error) {
 	s.images = metadata.NewImageStore(s.meta)
 	s.leases = metadata.NewLeaseManager(s.meta)
 	return nil
+}
+
+// checkDatabase refuses a damaged engine.db, and a new one where there was one before: all images and containers would
+// be forgotten, and what belongs to them removed.
+func (s *Store) checkDatabase() error {
+	path := s.path("engine.db")
+	const remedy = "restore it from a backup, or start on a new data directory"
+	if err := database.Check(path); err != nil {
+		return fmt.Errorf("%w: %s", err, remedy)
+	}
+	if info, err := os.Stat(path); err == nil && info.Size() > 0 {
+		return nil
+	}
+	known, err := filepath.Glob(s.path("content", "blobs", "sha256", "*"))
+	if err != nil || len(known) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s is missing or empty, and there are images in %s: %s", path, s.path("content"), remedy)
 }
 
 func (s *Store) load(ctx context.Context) error {

@@ -115,8 +115,8 @@ func load[T any](r records, kind string) (map[string]T, error) {
 			continue
 		}
 		v, err := loadOne[T](r, kind, id)
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			continue // an endpoint that was just being made
+		if errors.Is(err, io.ErrUnexpectedEOF) && kind != kindNetwork {
+			continue // an endpoint that was just being made; networks are renamed into place
 		}
 		if err != nil {
 			return nil, err
@@ -134,7 +134,7 @@ func loadOne[T any](r records, kind, id string) (T, error) {
 		return v, err
 	}
 	if len(b) == 0 {
-		return v, fmt.Errorf("record %s is empty: %w", path, io.ErrUnexpectedEOF)
+		return v, fmt.Errorf("record %s is empty: %w; restore it from a backup or remove the file", path, io.ErrUnexpectedEOF)
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("record %s is damaged: %w; restore it from a backup or remove the file", path, err)
