@@ -67,7 +67,9 @@ func (c *Controller) keys(k store.Kind, e store.Event) []string {
 	}
 	owners := e.Object.GetOwnerReferences()
 	waiting := e.Object.GetDeletionTimestamp() != nil && len(e.Object.GetFinalizers()) > 0
-	changed := e.Prev == nil || !slices.EqualFunc(owners, e.Prev.GetOwnerReferences(), func(a, b metav1.OwnerReference) bool { return a.UID == b.UID })
+	changed := e.Prev == nil || !slices.EqualFunc(owners, e.Prev.GetOwnerReferences(), func(a, b metav1.OwnerReference) bool {
+		return a.UID == b.UID && blocks(a) == blocks(b)
+	})
 	var keys []string
 	if waiting || (len(owners) > 0 && changed) {
 		keys = append(keys, keyOf(k.Resource, store.KeyOf(e.Object)))
@@ -76,6 +78,11 @@ func (c *Controller) keys(k store.Kind, e store.Event) []string {
 		keys = append(keys, c.waitingOwners(e.Prev)...)
 	}
 	return keys
+}
+
+// blocks says whether an owner in foreground deletion waits for the object that has the reference.
+func blocks(ref metav1.OwnerReference) bool {
+	return ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion
 }
 
 // waitingOwners are the owners of an object that are being deleted: one may have waited
@@ -176,7 +183,7 @@ func (c *Controller) foreground(ctx context.Context, o store.Object) error {
 	var dependents []dependent
 	c.eachDependent(o.GetUID(), func(gr schema.GroupResource, d store.Object) {
 		for _, ref := range d.GetOwnerReferences() {
-			if ref.UID == o.GetUID() && ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion {
+			if ref.UID == o.GetUID() && blocks(ref) {
 				blocked = true
 			}
 		}
@@ -219,6 +226,12 @@ func (c *Controller) living(ctx context.Context, gr schema.GroupResource, o stor
 	case slices.Contains(o.GetFinalizers(), metav1.FinalizerDeleteDependents), len(s.waiting) > 0 && c.hasDependents(o):
 		policy = metav1.DeletePropagationForeground
 	}
+	if policy == metav1.DeletePropagationForeground && c.inCircle(o) {
+		var err error
+		if o, err = c.unblock(ctx, o); o == nil || err != nil {
+			return err
+		}
+	}
 	err := c.deps.Writer.Delete(ctx, gr, o.GetNamespace(), o.GetName(), metav1.DeleteOptions{
 		PropagationPolicy: &policy,
 		Preconditions:     &metav1.Preconditions{UID: store.UIDOf(o), ResourceVersion: new(o.GetResourceVersion())},
@@ -235,6 +248,27 @@ func (c *Controller) hasDependents(o store.Object) bool {
 	return found
 }
 
+// inCircle says whether a dependent of the object waits for its own dependents: this object may be one of
+// them, by way of others, and all of them would wait for ever.
+func (c *Controller) inCircle(o store.Object) bool {
+	found := false
+	c.eachDependent(o.GetUID(), func(_ schema.GroupResource, d store.Object) {
+		found = found || d.GetDeletionTimestamp() != nil && slices.Contains(d.GetFinalizers(), metav1.FinalizerDeleteDependents)
+	})
+	return found
+}
+
+// unblock lets the object's owners go before it; nil: it has gone itself.
+func (c *Controller) unblock(ctx context.Context, o store.Object) (store.Object, error) {
+	next := store.Copy(o)
+	refs := next.GetOwnerReferences()
+	for i := range refs {
+		refs[i].BlockOwnerDeletion = new(false)
+	}
+	next.SetOwnerReferences(refs)
+	return c.update(ctx, next)
+}
+
 func (c *Controller) classify(o store.Object) standing {
 	var s standing
 	for _, ref := range o.GetOwnerReferences() {
@@ -244,7 +278,7 @@ func (c *Controller) classify(o store.Object) standing {
 			s.solid++
 		case owner == nil:
 			s.dangling = append(s.dangling, ref.UID)
-		case owner.GetDeletionTimestamp() != nil && slices.Contains(owner.GetFinalizers(), metav1.FinalizerDeleteDependents) && ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion:
+		case owner.GetDeletionTimestamp() != nil && slices.Contains(owner.GetFinalizers(), metav1.FinalizerDeleteDependents) && blocks(ref):
 			s.waiting = append(s.waiting, ref.UID)
 		default:
 			s.solid++
@@ -269,12 +303,18 @@ func (c *Controller) dropFinalizer(ctx context.Context, o store.Object, finalize
 func (c *Controller) change(ctx context.Context, o store.Object, fn func(store.Object)) error {
 	next := store.Copy(o)
 	fn(next)
-	_, err := c.deps.Writer.Update(ctx, next)
+	_, err := c.update(ctx, next)
+	return err
+}
+
+// update writes an object; nil without an error: it has gone.
+func (c *Controller) update(ctx context.Context, o store.Object) (store.Object, error) {
+	done, err := c.deps.Writer.Update(ctx, o)
 	if apierrors.IsNotFound(err) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("update %T %q: %w", o, store.KeyOf(o), err)
+		return nil, fmt.Errorf("update %T %q: %w", o, store.KeyOf(o), err)
 	}
-	return nil
+	return done, nil
 }

@@ -183,3 +183,24 @@ func TestNamespacesAreEmptiedAndGo(t *testing.T) {
 		}
 	})
 }
+
+func TestACircleOfOwnersGoesAway(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.Start(garbage.New(c.Deps, kinds.All()))
+		c.StartKubelet(&controllertest.Kubelet{StopAfter: time.Second})
+		var pods []*corev1.Pod
+		for i := range 3 {
+			pods = append(pods, controllertest.Create(c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: fmt.Sprint("ring-", i)}, Spec: corev1.PodSpec{NodeName: "n1"}}))
+		}
+		for i, p := range pods {
+			before := pods[(i+2)%3]
+			controllertest.Edit(c, p, func(p *corev1.Pod) { p.OwnerReferences = []metav1.OwnerReference{owner(before, "Pod", "v1", true)} })
+		}
+		c.Settle()
+		c.Delete(pods[0], metav1.DeletePropagationForeground)
+		c.Sleep(time.Minute)
+		if got := living(c); got != "" {
+			t.Errorf("a minute after one of them was deleted there are %q; want none", got)
+		}
+	})
+}
