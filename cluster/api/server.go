@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/kubernetes/pkg/capabilities"
 
 	"slipway.dev/slipway/cluster/api/openapi"
 	"slipway.dev/slipway/cluster/auth"
@@ -106,6 +107,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 
 // assemble makes every part and connects them; it starts nothing.
 func (s *Server) assemble() error {
+	// Privileged pods are a matter of each namespace's pod security level. Upstream's older switch, which is for the whole
+	// process and off until somebody says otherwise, would refuse them everywhere.
+	capabilities.Setup(true, 0)
 	o := s.opts
 	var err error
 	if s.authn, err = auth.NewAuthenticator(o.Authority, o.Store); err != nil {

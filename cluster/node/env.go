@@ -55,8 +55,9 @@ func (f facts) environment(pod *corev1.Pod, c *corev1.Container) ([]string, map[
 
 func (f facts) envFrom(pod *corev1.Pod, from *corev1.EnvFromSource, values map[string]string) error {
 	add := func(key, value string) {
-		// Names that no shell could hold are left out, as the kubelet does.
-		if name := from.Prefix + key; len(validation.IsEnvVarName(name)) == 0 {
+		// Names that no environment could hold are left out, as the kubelet does. A shell may hold less: "data-1"
+		// is a variable for programs only.
+		if name := from.Prefix + key; len(validation.IsRelaxedEnvVarName(name)) == 0 {
 			values[name] = value
 		}
 	}

@@ -159,7 +159,7 @@ func environment(t *testing.T, d *harness.Daemon, ns string) {
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: settings}
-data: {COLOUR: blue, SHAPE: round}
+data: {COLOUR: blue, SHAPE: round, dashed-name.x: "yes"}
 ---
 apiVersion: v1
 kind: Secret
@@ -197,7 +197,7 @@ spec:
     - {name: LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
 `)
 	pod, log := ended(t, d, ns, "env")
-	says(t, log, "C_COLOUR=blue\n", "PASSWORD=hunter2\n", "PLAIN=plain\n", "COMPOSED=plain and hunter2\n", "KEY=round\n", "NOTE=hello\n", "NODE="+pod.Spec.NodeName+"\n",
+	says(t, log, "C_COLOUR=blue\n", "C_dashed-name.x=yes\n", "PASSWORD=hunter2\n", "PLAIN=plain\n", "COMPOSED=plain and hunter2\n", "KEY=round\n", "NOTE=hello\n", "NODE="+pod.Spec.NodeName+"\n",
 		"IP="+pod.Status.PodIP+"\n", "LIMIT=64\n", "SHOP_SERVICE_PORT=8080\n", "KUBERNETES_SERVICE_PORT=443\n", "\nmyhost\n", "myhost.sub."+ns+".svc.cluster.local\n", "\n/work/dir\n",
 		"10.1.2.3\telsewhere\n", "search "+ns+".svc.cluster.local svc.cluster.local cluster.local", "args plain $(PLAIN) $(UNKNOWN)\n")
 }
@@ -406,8 +406,19 @@ spec:
   containers:
   - {name: a, image: base:1, command: [sleep, "1234567"]}
   - {name: b, image: base:1, command: [sleep, inf]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: mighty}
+spec:
+  restartPolicy: Never
+  containers: [{name: c, image: base:1, command: [sh, -c, "grep CapEff /proc/self/status"], securityContext: {privileged: true}}]
 `)
-	_, log := ended(t, d, ns, "confined")
+	_, log := ended(t, d, ns, "mighty")
+	if says(t, log, "CapEff:"); strings.Contains(log, "00000000a80425fb") {
+		t.Errorf("a privileged container has %s; want more than the default capabilities", log)
+	}
+	_, log = ended(t, d, ns, "confined")
 	says(t, log, "ids 1234 2345 groups", "3456", "4567", "NoNewPrivs: 1 CapBnd: 0000000000000000", "read-only\n", "file 3456\n")
 	pod := d.AwaitPod(t, ns, "root", "refused", func(p *corev1.Pod) bool {
 		return len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].State.Waiting != nil &&
