@@ -136,9 +136,13 @@ type tolerations struct{}
 
 const tolerationSeconds = int64(300)
 
+// admit also looks at updates: one that replaces the list must not take away what was put there.
 func (tolerations) admit(_ context.Context, a admission.Attributes) error {
-	pod, ok := podCreated(a)
-	if !ok {
+	if a.GetSubresource() != "" || a.GetResource().GroupResource() != podResource {
+		return nil
+	}
+	pod, ok := a.GetObject().(*core.Pod)
+	if !ok || a.GetOperation() != admission.Create && a.GetOperation() != admission.Update {
 		return nil
 	}
 	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {

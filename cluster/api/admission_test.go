@@ -54,6 +54,11 @@ func TestPodDefaults(t *testing.T) {
 	if n := len(got.Spec.Tolerations); n != 2 || *got.Spec.Tolerations[0].TolerationSeconds != 300 {
 		t.Errorf("tolerations are %v", got.Spec.Tolerations)
 	}
+	changed := got.DeepCopy()
+	changed.Spec.Tolerations = []corev1.Toleration{{Key: "disk", Operator: corev1.TolerationOpExists}}
+	if after, err := i.Client().Update(t.Context(), changed); err != nil || len(after.(*corev1.Pod).Spec.Tolerations) != 3 {
+		t.Errorf("an update that replaces the tolerations: %v, %v; want the new one beside the two that were put there", after, err)
+	}
 	no := false
 	pod = podOf("b")
 	pod.Spec.AutomountServiceAccountToken = &no
