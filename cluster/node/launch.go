@@ -260,7 +260,10 @@ func (l launch) mounts(s *container.Spec) error {
 		}
 		sub := m.SubPath
 		if m.SubPathExpr != "" {
-			sub = expand([]string{m.SubPathExpr}, l.values)[0]
+			var err error
+			if sub, err = expandSubPath(m.SubPathExpr, l.values); err != nil {
+				return fmt.Errorf("volumeMount %q of container %q: %w", m.Name, l.container.Name, err)
+			}
 		}
 		if sub != "" {
 			target := filepath.Join(l.dir, "subpaths", l.container.Name, strconv.Itoa(i))

@@ -91,3 +91,25 @@ func TestUnmountBelow(t *testing.T) {
 		t.Errorf("what was mounted into the pod's volume after tearDown: %v; want it untouched", err)
 	}
 }
+
+func TestExpandSubPath(t *testing.T) {
+	values := map[string]string{"NAME": "web-0", "UP": "..", "ROOT": "/tmp", "NONE": ""}
+	for _, tt := range []struct{ expr, want, err string }{
+		{expr: "logs/$(NAME)", want: "logs/web-0"},
+		{expr: "$$(NAME)", want: "$(NAME)"},
+		{expr: "$(NONE)"},
+		{expr: "$(UP)", err: "subPathExpr \"$(UP)\": unable to provision SubPath `..`: must not contain '..'"},
+		{expr: "a/$(UP)/b", err: "subPathExpr \"a/$(UP)/b\": unable to provision SubPath `a/../b`: must not contain '..'"},
+		{expr: "$(ROOT)", err: "subPathExpr \"$(ROOT)\": error SubPath `/tmp` must not be an absolute path"},
+		{expr: "$(OTHER)", err: `subPathExpr "$(OTHER)": missing value for "OTHER"`},
+	} {
+		got, err := expandSubPath(tt.expr, values)
+		said := ""
+		if err != nil {
+			said = err.Error()
+		}
+		if got != tt.want || said != tt.err {
+			t.Errorf("expandSubPath(%q) = %q, %q; want %q, %q", tt.expr, got, said, tt.want, tt.err)
+		}
+	}
+}
