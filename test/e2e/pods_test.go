@@ -183,7 +183,7 @@ spec:
   - name: c
     image: base:1
     workingDir: /work/dir
-    command: [sh, -c, "env | sort; hostname; hostname -f; pwd; cat /etc/hosts; cat /etc/resolv.conf; echo args $0 $*"]
+    command: [sh, -c, "tr '\\0' '\\n' </proc/1/environ | sort; hostname; hostname -f; pwd; cat /etc/hosts; cat /etc/resolv.conf; echo args $0 $*"]
     args: ["$(PLAIN)", "$$(PLAIN)", "$(UNKNOWN)"]
     resources: {requests: {memory: 16Mi}, limits: {memory: 64Mi}}
     envFrom: [{configMapRef: {name: settings}, prefix: C_}, {secretRef: {name: keys}}, {configMapRef: {name: absent, optional: true}}]
