@@ -2,8 +2,11 @@ package dockerapi
 
 import (
 	"context"
+	"errors"
 	"io"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -229,18 +232,21 @@ func (s *Server) resizeContainer(w *reply, r *request) error {
 }
 
 func terminalSize(r *request) (rows, cols uint16, err error) {
-	h, err := r.int("h")
-	if err != nil {
-		return 0, 0, err
+	for _, side := range []struct {
+		name, parameter string
+		to              *uint16
+	}{{"height", "h", &rows}, {"width", "w", &cols}} {
+		value := r.query.Get(side.parameter)
+		n, err := strconv.ParseInt(value, 10, 64)
+		switch {
+		case err != nil && !errors.Is(err, strconv.ErrRange):
+			return 0, 0, invalid("invalid resize %s %q: invalid syntax", side.name, value)
+		case err != nil || n < 0 || n > math.MaxUint16:
+			return 0, 0, invalid("invalid resize %s %q: value out of range", side.name, value)
+		}
+		*side.to = uint16(n)
 	}
-	c, err := r.int("w")
-	if err != nil {
-		return 0, 0, err
-	}
-	if h < 0 || h > 65535 || c < 0 || c > 65535 {
-		return 0, 0, invalid("terminal size %dx%d: out of range", h, c)
-	}
-	return uint16(h), uint16(c), nil
+	return rows, cols, nil
 }
 
 func (s *Server) pruneContainers(w *reply, r *request) error {

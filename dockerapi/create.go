@@ -38,6 +38,9 @@ func (s *Server) createContainer(w *reply, r *request) error {
 		return invalid("config cannot be empty in order to create a container")
 	}
 	req.normalize()
+	if names := slices.Sorted(maps.Keys(req.NetworkingConfig.EndpointsConfig)); len(names) > 1 && r.version.less(apiVersion{1, 44}) {
+		return invalid("Container cannot be created with multiple network endpoints: %s", strings.Join(names, ", "))
+	}
 	if err := s.checkPlatform(r, req.Config.Image); err != nil {
 		return err
 	}
@@ -148,6 +151,9 @@ func (s *Server) containerSpec(req *createRequest) (container.Spec, []string, er
 	for _, a := range h.DNS {
 		spec.DNS = append(spec.DNS, a.String())
 	}
+	if err := s.checkLinks(h.Links); err != nil {
+		return spec, nil, err
+	}
 	if spec.Log, err = logSpec(h.LogConfig); err != nil {
 		return spec, nil, err
 	}
@@ -165,6 +171,17 @@ func (s *Server) containerSpec(req *createRequest) (container.Spec, []string, er
 	spec.Endpoints = endpointSpecs(req)
 	spec.Annotations, err = keepRequest(req)
 	return spec, warnings, err
+}
+
+// checkLinks refuses links to nobody, while the client can still see which.
+func (s *Server) checkLinks(links []string) error {
+	for _, l := range links {
+		name, _, _ := strings.Cut(l, ":")
+		if _, err := s.containers.Get(name); err != nil {
+			return invalid("could not get container for %s: %v", name, err)
+		}
+	}
+	return nil
 }
 
 func keepRequest(req *createRequest) (map[string]string, error) {

@@ -23,10 +23,14 @@ func (s *Server) createExec(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	id, err := s.containers.ExecCreate(r.Context(), r.vars["id"], container.ExecSpec{
+	spec := container.ExecSpec{
 		Cmd: req.Cmd, Env: req.Env, User: req.User, WorkingDir: req.WorkingDir, Tty: req.Tty, Privileged: req.Privileged,
 		AttachStdin: req.AttachStdin, AttachStdout: req.AttachStdout, AttachStderr: req.AttachStderr, DetachKeys: keys,
-	})
+	}
+	if req.ConsoleSize != nil {
+		spec.Rows, spec.Cols = uint16(req.ConsoleSize[0]), uint16(req.ConsoleSize[1])
+	}
+	id, err := s.containers.ExecCreate(r.Context(), r.vars["id"], spec)
 	if err != nil {
 		return err
 	}
@@ -64,11 +68,13 @@ func (s *Server) startExec(w *reply, r *request) error {
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	return s.attachExec(w, r, info, o)
+	return s.attachExec(w, r, info, o, req.Tty)
 }
 
-func (s *Server) attachExec(w *reply, r *request, info container.ExecInfo, o container.ExecIO) error {
-	ctx, t := newTakeover(w, r, !info.Spec.Tty)
+// attachExec connects the client to an exec. Whether output comes in frames is what this request says, not what the exec
+// was created with: a client may read the terminal of an exec in frames.
+func (s *Server) attachExec(w *reply, r *request, info container.ExecInfo, o container.ExecIO, raw bool) error {
+	ctx, t := newTakeover(w, r, !raw)
 	defer t.close()
 	o.Started = t.start
 	if info.Spec.AttachStdin {

@@ -162,11 +162,12 @@ func hostConfigJSON(info container.Info, h *containertypes.HostConfig) *containe
 		h.Runtime = "runc"
 	}
 	if !h.Privileged {
+		masked, readonly := container.DefaultPaths()
 		if h.MaskedPaths == nil {
-			h.MaskedPaths = nonNil(info.Spec.MaskedPaths)
+			h.MaskedPaths = masked
 		}
 		if h.ReadonlyPaths == nil {
-			h.ReadonlyPaths = nonNil(info.Spec.ReadonlyPaths)
+			h.ReadonlyPaths = readonly
 		}
 	}
 	if h.LogConfig.Config == nil {

@@ -85,8 +85,8 @@ func (s *Server) volumesFrom(refs []string) ([]container.Mount, error) {
 			return nil, invalid("invalid mode for volumes-from: %s", mode)
 		}
 		from, err := s.containers.Get(name)
-		if err != nil {
-			return nil, err
+		if err != nil { // not as what it is: for a client "not found" is the image's, to be pulled
+			return nil, invalid("%v", err)
 		}
 		for _, p := range from.Mounts {
 			m := container.Mount{Type: p.Type, Source: p.Source, Target: p.Target, ReadOnly: p.ReadOnly || mode == "ro", Propagation: p.Propagation}
@@ -282,7 +282,7 @@ func imageMount(m mount.Mount, spec *container.Mount) error {
 
 // tmpfsSpec reads --tmpfs TARGET:size=64m,mode=1777,noexec.
 func tmpfsSpec(target, options string) (container.Mount, error) {
-	m := container.Mount{Type: container.MountTmpfs, Target: target}
+	m := container.Mount{Type: container.MountTmpfs, Target: target, Unlisted: true}
 	if !path.IsAbs(target) {
 		return m, invalid("invalid mount config for type \"tmpfs\": invalid mount path: '%s' mount path must be absolute", target)
 	}

@@ -171,8 +171,8 @@ func (s *Server) importImage(w *reply, r *request) error {
 			return err
 		}
 	}
+	// No progress: clients take the first object for the id, which is all that Docker sends.
 	out := newImageProgress(w)
-	o.Progress = out.report
 	img, err := s.images.Import(r.Context(), r.Body, ref, o)
 	if err != nil {
 		return out.finish(err)

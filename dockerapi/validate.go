@@ -49,6 +49,14 @@ func checkProcess(c *containertypes.Config, h *containertypes.HostConfig) error 
 	if h.ShmSize < 0 {
 		return invalid("SHM size can not be less than 0")
 	}
+	for _, e := range c.Env {
+		if name, _, _ := strings.Cut(e, "="); name == "" {
+			return invalid("invalid environment variable: %s", e)
+		}
+	}
+	if _, empty := h.Annotations[""]; empty {
+		return invalid("invalid Annotations: the empty string is not permitted as an annotation key")
+	}
 	for target := range c.Volumes {
 		if !path.IsAbs(target) || path.Clean(target) == "/" {
 			return invalid("invalid volume specification: '%s': the path in the container must be absolute and not '/'", target)

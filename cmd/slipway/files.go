@@ -236,11 +236,11 @@ func extract(r io.Reader, dir, old, name string) error {
 
 func renamed(p, old, name string) string {
 	p = path.Clean(p)
+	if old == "." || old == "/" {
+		return path.Join(".", name, p)
+	}
 	if name == "" {
 		return p
-	}
-	if old == "." {
-		return path.Join(name, p)
 	}
 	rest, ok := strings.CutPrefix(p, old)
 	if !ok || rest != "" && rest[0] != '/' {

@@ -155,7 +155,9 @@ func (m *Manager) createMounts(ctx context.Context, c *instance, chain image.Cha
 				return nil, fmt.Errorf("create container %s: %w", c.rec.Spec.Name, err)
 			}
 		}
-		c.rec.Mounts = append(c.rec.Mounts, m.mountPoint(mt))
+		if !mt.Unlisted {
+			c.rec.Mounts = append(c.rec.Mounts, m.mountPoint(mt))
+		}
 	}
 	return labels, nil
 }

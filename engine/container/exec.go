@@ -205,6 +205,9 @@ func (m *Manager) launchExec(ctx context.Context, e *execution, o ExecIO, life w
 		e.failed(126)
 		return nil, err
 	}
+	if o.Rows == 0 || o.Cols == 0 {
+		o.Rows, o.Cols = e.spec.Rows, e.spec.Cols
+	}
 	if o.Rows > 0 && o.Cols > 0 {
 		process.ConsoleSize = &specs.Box{Height: uint(o.Rows), Width: uint(o.Cols)}
 	}
@@ -357,6 +360,12 @@ func (m *Manager) ExecResize(ctx context.Context, id string, rows, cols uint16) 
 	e, err := m.exec(id)
 	if err != nil {
 		return err
+	}
+	e.mu.Lock()
+	running := e.running
+	e.mu.Unlock()
+	if !running {
+		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("exec %s is not running", id))
 	}
 	return m.Warden.Resize(ctx, e.container.id, e.id, rows, cols)
 }

@@ -81,6 +81,11 @@ var (
 	defaultReadonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
+// DefaultPaths are what is hidden from a container, and what it may only read, when its Spec does not say.
+func DefaultPaths() (masked, readonly []string) {
+	return slices.Clone(defaultMasked), slices.Clone(defaultReadonly)
+}
+
 const (
 	defaultPath  = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	defaultShm   = 64 << 20

@@ -27,6 +27,7 @@ type ExecSpec struct {
 	Tty, Privileged                         bool
 	AttachStdin, AttachStdout, AttachStderr bool
 	DetachKeys                              []byte
+	Rows, Cols                              uint16 // of the terminal at first; 0: unknown
 }
 
 // ExecIO says how ExecStart runs an exec that was created.

@@ -88,14 +88,25 @@ func (r *root) open(path string, flags int) (*os.File, error) {
 	return openIn(r.dir, path, flags)
 }
 
-// isContents tells whether a path means what is in a directory, and not the directory: "/etc/.".
-func isContents(p string) bool { return strings.HasSuffix(p, "/.") || p == "." }
+// copyName is what the entries of a copied path begin with, as docker cp counts on: the last component, "." for the
+// contents of a directory ("/etc/."), "/" for the root. Of a path that ends in a slash the last link is followed.
+func copyName(p string) (name string, follow bool) {
+	trimmed := strings.TrimRight(p, "/")
+	switch clean := path.Clean("/" + p); {
+	case trimmed == "." || strings.HasSuffix(trimmed, "/."):
+		return ".", true
+	case clean == "/":
+		return "/", true
+	default:
+		return path.Base(clean), strings.HasSuffix(p, "/")
+	}
+}
 
-// at opens the directory that path's last component is in, and returns its name.
+// at opens the directory that path's last component is in, and returns its name there.
 func (r *root) at(p string) (*os.File, string, error) {
-	contents := isContents(p)
+	_, follow := copyName(p)
 	p = path.Clean("/" + p)
-	if p == "/" || contents {
+	if follow {
 		dir, err := r.open(p, unix.O_PATH|unix.O_DIRECTORY)
 		return dir, ".", err
 	}
@@ -138,6 +149,9 @@ func (m *Manager) StatPath(ctx context.Context, ref, p string) (PathStat, error)
 
 func (r *root) stat(c *instance, p string) (PathStat, error) {
 	dir, name, err := r.at(p)
+	if errors.Is(err, syscall.ENOTDIR) && strings.HasSuffix(p, "/") {
+		return PathStat{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s: not a directory", p))
+	}
 	if err != nil {
 		return PathStat{}, pathError(c, p, err)
 	}
@@ -146,10 +160,8 @@ func (r *root) stat(c *instance, p string) (PathStat, error) {
 	if err != nil {
 		return PathStat{}, pathError(c, p, err)
 	}
-	st := PathStat{Name: path.Base(path.Clean("/" + p)), Size: fi.Size(), Mode: fi.Mode(), Mtime: fi.ModTime()}
-	if isContents(p) {
-		st.Name = "."
-	}
+	st := PathStat{Size: fi.Size(), Mode: fi.Mode(), Mtime: fi.ModTime()}
+	st.Name, _ = copyName(p)
 	if fi.Mode()&fs.ModeSymlink != 0 {
 		target, err := readlinkAt(dir, name)
 		if err != nil {
@@ -159,9 +171,6 @@ func (r *root) stat(c *instance, p string) (PathStat, error) {
 			target = path.Join(path.Dir(path.Clean("/"+p)), target)
 		}
 		st.LinkTarget = path.Clean(target)
-	}
-	if strings.HasSuffix(p, "/") && !fi.IsDir() && fi.Mode()&fs.ModeSymlink == 0 {
-		return PathStat{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s: not a directory", p))
 	}
 	return st, nil
 }
@@ -205,7 +214,7 @@ func (m *Manager) Export(ctx context.Context, ref string) (io.ReadCloser, error)
 	}
 	r := &root{view}
 	m.publish(c, "export", nil)
-	return m.stream(func() { view.Close() }, func(w *tar.Writer) error { return r.archive(ctx, w, "/") }), nil
+	return m.stream(func() { view.Close() }, func(w *tar.Writer) error { return r.archiveAs(ctx, w, "/", "") }), nil
 }
 
 // layerView is the root file system without anything mounted in it, read-only. The upper
@@ -249,19 +258,20 @@ func (a *archiveReader) Close() error {
 	return a.PipeReader.Close()
 }
 
-// archive writes the tree at p; names begin with its last component, which is "." for the contents
-// of a directory: docker cp replaces it by the name that the copy gets.
+// archive writes the tree at p under the name of its copy.
 func (r *root) archive(ctx context.Context, w *tar.Writer, p string) error {
+	as, _ := copyName(p)
+	return r.archiveAs(ctx, w, p, as)
+}
+
+// archiveAs writes the tree at p under a name; none leaves the tree's root out.
+func (r *root) archiveAs(ctx context.Context, w *tar.Writer, p, as string) error {
 	dir, name, err := r.at(p)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
 	a := archiver{ctx: ctx, w: w, links: map[inodeID]string{}, buf: make([]byte, 64<<10)}
-	as := strings.TrimPrefix(path.Base(path.Clean("/"+p)), "/")
-	if isContents(p) {
-		as = "."
-	}
 	return a.add(dir, name, as)
 }
 
@@ -272,6 +282,23 @@ type archiver struct {
 	w     *tar.Writer
 	links map[inodeID]string // first name of a file with several
 	buf   []byte
+	below bool // the directory that was asked for is behind us
+}
+
+// isOfTheKernel tells whether a directory is mounted in every container and no file of this one: a copy of "/" is to hold
+// what the container is, not the processes and devices of the moment.
+func isOfTheKernel(fd int, as string) bool {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil {
+		return false
+	}
+	switch uint32(fs.Type) {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC:
+		return true
+	case unix.TMPFS_MAGIC:
+		return path.Clean("/"+as) == "/dev"
+	}
+	return false
 }
 
 // add writes one entry of dir and what is below it.
@@ -323,7 +350,7 @@ func (a *archiver) header(dir *os.File, name, as string, fi fs.FileInfo) (*tar.H
 	h.Name, h.Format = as, tar.FormatPAX
 	h.Uid, h.Gid = int(st.Uid), int(st.Gid)
 	h.ModTime = fi.ModTime().Truncate(time.Second)
-	if fi.IsDir() {
+	if fi.IsDir() && as != "/" {
 		h.Name += "/"
 	}
 	if fi.Mode()&fs.ModeDevice != 0 {
@@ -344,14 +371,18 @@ func (a *archiver) addDir(parent *os.File, name, as string) error {
 	}
 	dir := os.NewFile(uintptr(fd), as)
 	defer dir.Close()
+	if a.below && isOfTheKernel(fd, as) {
+		return nil
+	}
+	a.below = true
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
 		below := as + "/" + n // not cleaned: "./n" is meant
-		if as == "" {
-			below = n
+		if as == "" || as == "/" {
+			below = as + n
 		}
 		if err := a.add(dir, n, below); err != nil {
 			return err

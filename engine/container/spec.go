@@ -142,6 +142,7 @@ type Mount struct {
 
 	TmpfsSize int64  `json:",omitempty"` // bytes; 0: no limit
 	TmpfsMode uint32 `json:",omitempty"` // 0: 1777
+	Unlisted  bool   `json:",omitempty"` // not among Info.Mounts: what --tmpfs asks for is shown with the request only
 
 	// Anonymous marks volumes that were made for this container only: removed with it
 	// by AutoRemove and by RemoveOptions.Volumes. Set by Create.
