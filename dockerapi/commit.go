@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/common"
 	containertypes "github.com/moby/moby/api/types/container"
@@ -22,15 +23,15 @@ import (
 // commitContainer makes an image of a container: the layers of its image and one more, with what the container
 // changed, and its configuration with the requested changes.
 func (s *Server) commitContainer(w *reply, r *request) error {
+	var given containertypes.Config
+	if err := readOptionalJSON(r, &given); err != nil {
+		return err
+	}
 	info, err := s.containers.Get(r.query.Get("container"))
 	if err != nil {
 		return err
 	}
 	config := imageConfigOf(info.Spec)
-	var given containertypes.Config
-	if err := readOptionalJSON(r, &given); err != nil {
-		return err
-	}
 	overlayConfig(&config, given)
 	if err := applyChanges(&config, r.query["changes"]); err != nil {
 		return err
@@ -129,6 +130,17 @@ func applyChanges(config *dockerspec.DockerOCIImageConfig, changes []string) err
 		cmd, err := instructions.ParseCommand(node)
 		if err != nil {
 			return invalid("changes: line %d: %v", i+1, err)
+		}
+		// As in a Dockerfile: quotes go, and variables are those of the configuration so far.
+		if c, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
+			env := shell.EnvsFromSlice(config.Env)
+			expand := func(word string) (string, error) {
+				word, _, err := shell.NewLex(tree.EscapeToken).ProcessWord(word, env)
+				return word, err
+			}
+			if err := c.Expand(expand); err != nil {
+				return invalid("changes: line %d: %v", i+1, err)
+			}
 		}
 		if err := applyChange(config, cmd); err != nil {
 			return err

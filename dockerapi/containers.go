@@ -291,6 +291,9 @@ func (s *Server) updateContainer(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
+	if p := update.PidsLimit; p != nil && *p < 0 {
+		*p = 0 // unlimited
+	}
 	u := container.UpdateSpec{}
 	if resources, changed := updatedResources(update.Resources); changed {
 		u.Resources = &resources

@@ -90,7 +90,7 @@ func (req *createRequest) normalize() {
 	if h.MemorySwappiness != nil && *h.MemorySwappiness == -1 {
 		h.MemorySwappiness = nil
 	}
-	if h.PidsLimit != nil && *h.PidsLimit == 0 {
+	if h.PidsLimit != nil && *h.PidsLimit <= 0 {
 		h.PidsLimit = nil
 	}
 }
@@ -141,6 +141,9 @@ func (s *Server) containerSpec(req *createRequest) (container.Spec, []string, er
 		ExtraHosts: h.ExtraHosts, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, Links: h.Links,
 		PidMode: string(h.PidMode), IpcMode: string(h.IpcMode), UTSMode: string(h.UTSMode), CgroupnsMode: string(h.CgroupnsMode),
 		CgroupParent: h.CgroupParent,
+	}
+	if c.Tty {
+		spec.Rows, spec.Cols = uint16(h.ConsoleSize[0]), uint16(h.ConsoleSize[1])
 	}
 	if c.NetworkDisabled {
 		spec.NetworkMode = networktypes.NetworkNone

@@ -107,9 +107,15 @@ func (s *Server) imageFilter(ctx context.Context, f filters) (func(image.Image) 
 	if err != nil {
 		return nil, err
 	}
-	until, err := f.until(time.Now())
-	if err != nil {
-		return nil, err
+	var until time.Time // the earliest, where there are several
+	for _, one := range f["until"] {
+		t, err := filters{"until": {one}}.until(time.Now())
+		if err != nil {
+			return nil, err
+		}
+		if until.IsZero() || t.Before(until) {
+			until = t
+		}
 	}
 	var after time.Time
 	for _, ref := range f["since"] {

@@ -238,6 +238,9 @@ func healthJSON(h *container.HealthState) *containertypes.Health {
 func mountPoints(points []container.MountPoint) []containertypes.MountPoint {
 	list := make([]containertypes.MountPoint, 0, len(points))
 	for _, p := range points {
+		if p.Type == container.MountVolume && p.Mode == "" {
+			p.Mode = "z" // what Docker has there when nothing was said
+		}
 		list = append(list, containertypes.MountPoint{
 			Type: mount.Type(p.Type), Name: p.Name, Source: p.Source, Destination: p.Target, Driver: p.Driver,
 			Mode: p.Mode, RW: !p.ReadOnly, Propagation: mount.Propagation(p.Propagation),

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,10 +55,9 @@ func readOptionalJSON(r *request, v any) error {
 	if len(body) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(body, v); err != nil {
-		return invalid("invalid JSON: %v", err)
-	}
-	return nil
+	whole := *r.Request
+	whole.Body, whole.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return readJSON(&request{Request: &whole}, v)
 }
 
 func checkJSONType(ct string, length int64) error {

@@ -153,8 +153,12 @@ func (m *Manager) attachOne(ctx context.Context, c *instance, netns *os.File, na
 	for _, p := range publishedPorts(spec) {
 		ports = append(ports, network.PortMapping{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd, ContainerPort: p.ContainerPort})
 	}
+	aliases := want.Aliases
+	if spec.Hostname != "" { // a name that was chosen is a name for others, too
+		aliases = append(slices.Clone(aliases), spec.Hostname)
+	}
 	got, err := m.Networks.Attach(ctx, netns, network.AttachSpec{
-		Network: name, ContainerID: c.id, Name: spec.Name, Aliases: want.Aliases, IPv4: want.IPv4, MAC: mac, Ports: ports,
+		Network: name, ContainerID: c.id, Name: spec.Name, Aliases: aliases, IPv4: want.IPv4, MAC: mac, Ports: ports,
 		IfName: want.IfName, DNS: dns, GwPriority: want.GwPriority, DriverOpts: want.DriverOpts,
 	})
 	if err != nil {

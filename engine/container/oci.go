@@ -430,7 +430,11 @@ func checkSecurityOpts(opts []string) error {
 	for _, o := range opts {
 		name, _, _ := strings.Cut(strings.Replace(o, ":", "=", 1), "=")
 		switch name {
-		case "no-new-privileges", "seccomp", "systempaths", "writable-cgroups", "label", "disable":
+		case "no-new-privileges", "seccomp", "systempaths", "label", "disable":
+		case "writable-cgroups":
+			if !slices.Contains([]string{name, name + "=true", name + "=false"}, o) {
+				return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid --security-opt: %q: true or false is needed", o))
+			}
 		case "apparmor":
 			if v := securityValue([]string{o}, "apparmor"); v != "unconfined" && v != "" {
 				return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("security option %q: AppArmor profiles are not supported: leave it out or use apparmor=unconfined", o))

@@ -38,8 +38,12 @@ func linuxResources(r *Resources, host hostFacts) (*specs.LinuxResources, error)
 		return nil, err
 	}
 	out := &specs.LinuxResources{Memory: memoryLimits(r, host), CPU: cpuLimits(r), Unified: r.Unified}
-	if r.PidsLimit != nil && *r.PidsLimit != 0 {
-		out.Pids = &specs.LinuxPids{Limit: r.PidsLimit}
+	if r.PidsLimit != nil {
+		limit := *r.PidsLimit
+		if limit <= 0 { // said, because an update has to lift the limit that was
+			limit = -1
+		}
+		out.Pids = &specs.LinuxPids{Limit: &limit}
 	}
 	blkio, err := blkioLimits(r)
 	if err != nil {

@@ -29,9 +29,11 @@ type Spec struct {
 	Cmd        []string // nil: the image's
 	Env        []string `json:",omitempty"` // added to the image's by name; "NAME" without "=" removes one
 
-	Tty       bool `json:",omitempty"`
-	OpenStdin bool `json:",omitempty"`
-	StdinOnce bool `json:",omitempty"`
+	Tty       bool   `json:",omitempty"`
+	OpenStdin bool   `json:",omitempty"`
+	StdinOnce bool   `json:",omitempty"`
+	Rows      uint16 `json:",omitempty"` // size of the terminal at first; 0: unknown
+	Cols      uint16 `json:",omitempty"`
 
 	StopSignal  string            `json:",omitempty"` // name or number; empty: the image's, then SIGTERM
 	StopTimeout *int              `json:",omitempty"` // seconds; nil: 10; negative: wait for ever

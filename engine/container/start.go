@@ -264,6 +264,9 @@ func (m *Manager) wardenSpec(c *instance, conn *connection, run int, oci *specs.
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out.Attach = len(c.pending) > 0
+	if spec.Tty && spec.Rows > 0 && spec.Cols > 0 {
+		oci.Process.ConsoleSize = &specs.Box{Height: uint(spec.Rows), Width: uint(spec.Cols)}
+	}
 	for _, j := range c.pending {
 		if j.rows > 0 {
 			oci.Process.ConsoleSize = &specs.Box{Height: uint(j.rows), Width: uint(j.cols)}

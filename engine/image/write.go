@@ -222,11 +222,19 @@ func (s *Store) label(ctx context.Context, d digest.Digest, labels map[string]st
 
 // announce tells the engine's bus what happened to an image, in Docker's words.
 func (s *Store) announce(action string, id digest.Digest, name string) {
-	attrs := map[string]string{}
-	if name != "" {
-		attrs["name"] = name
+	if name == "" {
+		name = id.String()
 	}
+	attrs := map[string]string{"name": name}
 	s.events.Publish(event.Event{Type: event.Image, Action: action, Actor: event.Actor{ID: id.String(), Attributes: attrs}, Time: time.Now()})
+}
+
+// Announce tells of an image that another room has made: its creation, and each of its names.
+func (s *Store) Announce(id digest.Digest, tags []string) {
+	s.announce("create", id, "")
+	for _, t := range tags {
+		s.announce("tag", id, t)
+	}
 }
 
 func isManifestType(mediaType string) bool { return images.IsManifestType(mediaType) }

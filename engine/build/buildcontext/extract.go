@@ -240,15 +240,17 @@ func (x *extractor) cleanName(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return "", x.refuse(name, "name contains a zero byte")
 	}
+	// Read as it is written, "a/../b" is "b", whatever a may be.
+	clean := path.Clean(strings.TrimLeft(name, "/") + "/.")
+	if clean == ".." || strings.HasPrefix(clean, "../") {
+		return "", x.refuse(name, "name contains \"..\" and could leave the directory")
+	}
 	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", x.refuse(name, "name contains \"..\" and could leave the directory")
-		}
 		if len(part) > 255 {
 			return "", x.refuse(name[:64]+"...", "a name longer than 255 bytes")
 		}
 	}
-	return path.Clean(strings.TrimLeft(name, "/") + "/."), nil
+	return clean, nil
 }
 
 // parent returns the directory that holds an entry, making what the archive left out.

@@ -210,6 +210,17 @@ func filter(program string) func([]byte) ([]byte, error) {
 	}
 }
 
+func TestNamesAreReadAsWritten(t *testing.T) {
+	root := t.TempDir()
+	data := pack(t, link("dir", "/etc"), file("dir/../foo", "content"))
+	if err := Extract(context.Background(), bytes.NewReader(data), root, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(root, "foo")); err != nil || string(got) != "content" {
+		t.Errorf("dir/../foo is %q, %v; want foo, whatever dir is", got, err)
+	}
+}
+
 func TestLastEntryWins(t *testing.T) {
 	root := t.TempDir()
 	index := NewIndex()
