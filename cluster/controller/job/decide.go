@@ -98,8 +98,12 @@ func find(s *batchv1.JobStatus, t batchv1.JobConditionType) *batchv1.JobConditio
 	return nil
 }
 
+// stamp is a time exactly as a decoder would make it. The API compares a job's start and completion with
+// ==, which tells the same moment in UTC from the same moment in local time.
+func stamp(t time.Time) metav1.Time { return metav1.NewTime(t.Truncate(time.Second).Local()) }
+
 func (w *work) condition(t batchv1.JobConditionType, status corev1.ConditionStatus, reason, message string) {
-	at := metav1.NewTime(w.now).Rfc3339Copy()
+	at := stamp(w.now)
 	c := batchv1.JobCondition{Type: t, Status: status, Reason: reason, Message: message, LastProbeTime: at, LastTransitionTime: at}
 	if old := find(w.s, t); old != nil {
 		if old.Status != status {
@@ -112,7 +116,7 @@ func (w *work) condition(t batchv1.JobConditionType, status corev1.ConditionStat
 
 // begin notes when the job starts, and when it is suspended and resumed.
 func (w *work) begin() {
-	at := metav1.NewTime(w.now).Rfc3339Copy()
+	at := stamp(w.now)
 	switch {
 	case suspended(w.j) && !has(w.s, batchv1.JobSuspended):
 		w.condition(batchv1.JobSuspended, corev1.ConditionTrue, "JobSuspended", "Job suspended")
@@ -368,7 +372,7 @@ func (w *work) end(o outcome) {
 	if len(w.active) > 0 || *w.s.Terminating > 0 || len(u.Succeeded)+len(u.Failed) > 0 {
 		return
 	}
-	at := metav1.NewTime(w.now).Rfc3339Copy()
+	at := stamp(w.now)
 	if w.s.StartTime == nil {
 		w.s.StartTime = &at
 	}

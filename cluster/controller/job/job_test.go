@@ -1,6 +1,7 @@
 package job_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -191,6 +192,27 @@ func TestSuspendResumeAndTimeToLive(t *testing.T) {
 		}
 		if got := c.Events("pi"); !strings.Contains(got, "Completed: Job completed") || !strings.Contains(got, "Resumed: Job resumed") {
 			t.Errorf("events = %s; want Completed and Resumed among them", got)
+		}
+	})
+}
+
+// The API refuses a status whose times are not the stored ones, and compares them with ==.
+func TestTimesAreAsADecoderMakesThem(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		start(c, func(*corev1.Pod) (int32, time.Duration, bool) { return 0, time.Second, true })
+		j := controllertest.Create(c, newJob())
+		c.Sleep(time.Minute)
+		j = controllertest.Get(c, j)
+		raw, err := json.Marshal(j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var decoded batchv1.Job
+		if err := json.Unmarshal(raw, &decoded); err != nil {
+			t.Fatal(err)
+		}
+		if *j.Status.StartTime != *decoded.Status.StartTime || *j.Status.CompletionTime != *decoded.Status.CompletionTime {
+			t.Errorf("start %#v, completion %#v; decoded: %#v, %#v", j.Status.StartTime, j.Status.CompletionTime, decoded.Status.StartTime, decoded.Status.CompletionTime)
 		}
 	})
 }
