@@ -44,7 +44,7 @@ var (
 func newAdmission(objects store.Reader) *admissionChain {
 	return &admissionChain{
 		mutating: []mutator{
-			namespaceLifecycle{objects}, serviceAccounts{objects}, tolerations{},
+			namespaceLifecycle{objects}, abilities{}, serviceAccounts{objects}, tolerations{},
 			priorities{objects}, storageClasses{objects},
 		},
 		validating: []validator{priorityClasses{objects}, podSecurity{objects}},

@@ -41,6 +41,29 @@ func TestPodSecurity(t *testing.T) {
 	}
 }
 
+func TestPodsThatAskForWhatNobodyGivesAreRefused(t *testing.T) {
+	i := start(t)
+	makeDefaultAccount(t, i)
+	gvisor, no := "gvisor", false
+	for want, ask := range map[string]func(*corev1.PodSpec){
+		`RuntimeClass "gvisor" not found`: func(s *corev1.PodSpec) { s.RuntimeClassName = &gvisor },
+		"this cluster has no devices to claim": func(s *corev1.PodSpec) {
+			s.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu", ResourceClaimName: &gvisor}}
+		},
+		"every node of this cluster runs linux, not windows":     func(s *corev1.PodSpec) { s.OS = &corev1.PodOS{Name: corev1.Windows} },
+		"nodes of this cluster have no user namespaces for pods": func(s *corev1.PodSpec) { s.HostUsers = &no },
+	} {
+		pod := podOf("a")
+		for c := range pod.Spec.Containers {
+			pod.Spec.Containers[c].Ports = nil
+		}
+		ask(&pod.Spec)
+		if _, err := i.Client().Create(t.Context(), pod); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("a pod was not refused because %s: %v", want, err)
+		}
+	}
+}
+
 func TestPodDefaults(t *testing.T) {
 	i := start(t)
 	makeDefaultAccount(t, i)

@@ -21,6 +21,32 @@ import (
 	"slipway.dev/slipway/cluster/store/kinds"
 )
 
+// abilities refuses pods that ask for what no node of this cluster gives. To run them without it would
+// be to promise isolation, or a device, that is not there.
+type abilities struct{}
+
+func (abilities) admit(_ context.Context, a admission.Attributes) error {
+	pod, ok := podCreated(a)
+	if !ok {
+		return nil
+	}
+	spec := &pod.Spec
+	var err error
+	switch {
+	case spec.RuntimeClassName != nil && *spec.RuntimeClassName != "":
+		err = fmt.Errorf("pod rejected: RuntimeClass %q not found", *spec.RuntimeClassName) // upstream's words
+	case len(spec.ResourceClaims) > 0:
+		err = fmt.Errorf("pod rejected: spec.resourceClaims: this cluster has no devices to claim")
+	case spec.OS != nil && spec.OS.Name != core.Linux:
+		err = fmt.Errorf("pod rejected: spec.os.name: every node of this cluster runs linux, not %s", spec.OS.Name)
+	case spec.HostUsers != nil && !*spec.HostUsers:
+		err = fmt.Errorf("pod rejected: spec.hostUsers: nodes of this cluster have no user namespaces for pods: leave it out, or set it to true")
+	default:
+		return nil
+	}
+	return admission.NewForbidden(a, err)
+}
+
 // serviceAccounts gives every pod an account and, unless it or the account declines, the
 // volume with that account's token.
 type serviceAccounts struct{ objects store.Reader }

@@ -199,6 +199,9 @@ func (l launch) security(s *container.Spec) error {
 	if own.ProcMount != nil && *own.ProcMount == corev1.UnmaskedProcMount {
 		s.SecurityOpt = append(s.SecurityOpt, "systempaths=unconfined")
 	}
+	if p := first(own.AppArmorProfile, pod.AppArmorProfile); p != nil && p.Type == corev1.AppArmorProfileTypeLocalhost {
+		return fmt.Errorf("AppArmor profiles of type Localhost are not supported by this node: use RuntimeDefault or Unconfined")
+	}
 	// Without a profile in the pod the default one applies: what the kubelet calls seccompDefault.
 	profile := own.SeccompProfile
 	if profile == nil {
