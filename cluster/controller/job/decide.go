@@ -188,15 +188,18 @@ func (w *work) countPod(p *corev1.Pod) {
 		return
 	}
 	w.plan.release = append(w.plan.release, p)
+	if slices.Contains(u.Succeeded, p.UID) || slices.Contains(u.Failed, p.UID) {
+		return // what it was written down as, it stays: one that was deleted may still end well after that
+	}
 	switch {
 	case p.Status.Phase == corev1.PodSucceeded && indexed(w.j):
 		// The list of completed indexes says it once by itself.
 		if i, ok := indexOf(p); ok && i < completions(w.j) {
 			w.done = w.done.with(i)
 		}
-	case p.Status.Phase == corev1.PodSucceeded && !slices.Contains(u.Succeeded, p.UID):
+	case p.Status.Phase == corev1.PodSucceeded:
 		u.Succeeded = append(u.Succeeded, p.UID)
-	case p.Status.Phase != corev1.PodSucceeded:
+	default:
 		w.countFailure(p)
 	}
 }
@@ -204,7 +207,7 @@ func (w *work) countPod(p *corev1.Pod) {
 // countFailure leaves out what the policy ignores.
 func (w *work) countFailure(p *corev1.Pod) {
 	u := w.s.UncountedTerminatedPods
-	if judge(w.j.Spec.PodFailurePolicy, p).action != batchv1.PodFailurePolicyActionIgnore && !slices.Contains(u.Failed, p.UID) {
+	if judge(w.j.Spec.PodFailurePolicy, p).action != batchv1.PodFailurePolicyActionIgnore {
 		u.Failed = append(u.Failed, p.UID)
 	}
 	if i, ok := indexOf(p); ok && perIndex(w.j) && i < completions(w.j) && w.exhausted(p) {

@@ -12,6 +12,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"slipway.dev/slipway/cluster/controller/controllertest"
 	"slipway.dev/slipway/cluster/controller/garbage"
@@ -213,6 +214,29 @@ func TestTimesAreAsADecoderMakesThem(t *testing.T) {
 		}
 		if *j.Status.StartTime != *decoded.Status.StartTime || *j.Status.CompletionTime != *decoded.Status.CompletionTime {
 			t.Errorf("start %#v, completion %#v; decoded: %#v, %#v", j.Status.StartTime, j.Status.CompletionTime, decoded.Status.StartTime, decoded.Status.CompletionTime)
+		}
+	})
+}
+
+// A pod that is deleted counts as failed at once, and may end well afterwards, before its finalizer is off.
+func TestAPodThatEndsWellAfterItWasCountedAsFailedStaysSo(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		j := controllertest.Create(c, newJob())
+		pod := controllertest.Create(c, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "shop", Name: "pi-1", Labels: j.Spec.Template.Labels, Finalizers: []string{batchv1.JobTrackingFinalizer},
+				OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(j, batchv1.SchemeGroupVersion.WithKind("Job"))},
+			},
+			Status: corev1.PodStatus{Phase: corev1.PodSucceeded},
+		})
+		controllertest.EditStatus(c, j, func(j *batchv1.Job) {
+			j.Status.UncountedTerminatedPods = &batchv1.UncountedTerminatedPods{Failed: []types.UID{pod.UID}}
+		})
+		start(c, nil)
+		c.Sleep(time.Minute)
+		j = controllertest.Get(c, j)
+		if got, want := counts(j), "active=1 succeeded=0 failed=1"; got != want || conditions(j) != "" {
+			t.Errorf("counts: %s, conditions %q; want %s, and no condition", got, conditions(j), want)
 		}
 	})
 }
