@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -255,19 +256,35 @@ func loopbackUp() error {
 }
 
 // startInit starts the init of a pid namespace: this executable, stopped in its C constructor before Go begins (reaper.go).
+// Containers see it as process 1, so it joins the other namespaces of the sandbox, gives up all that it may and can
+// (init.c), and only then is ready.
 func (sb *sandbox) startInit() error {
+	said, stderr, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer said.Close()
 	pidfd := -1
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"slipway-init"}
 	cmd.Env = []string{reaperEnv + "=1"}
 	cmd.Dir = "/"
+	cmd.Stderr = stderr
+	for _, ns := range sb.ns {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, ns)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true, PidFD: &pidfd}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	stderr.Close()
+	if err != nil {
 		return fmt.Errorf("start the init of the pid namespace: %w", err)
 	}
 	sb.initPid = cmd.Process.Pid
 	sb.init = file(pidfd, "pidfd")
 	cmd.Process.Release() // close waits, by pidfd
+	if why, err := io.ReadAll(said); err != nil || len(why) > 0 {
+		return fmt.Errorf("start the init of the pid namespace: %v %s", err, why)
+	}
 	// A wish: without it the kernel may take the pod's init when memory is short.
 	os.WriteFile("/proc/"+strconv.Itoa(sb.initPid)+"/oom_score_adj", []byte(strconv.Itoa(oomScoreWarden+1)), 0)
 	f, err := os.Open("/proc/" + strconv.Itoa(sb.initPid) + "/ns/pid")
