@@ -56,11 +56,12 @@ func explain(err error) error {
 	return err
 }
 
-// settle gives back the ports that an owner no longer wants, now that no rule uses them.
-func (k *portKeeper) settle(ctx context.Context, owner string) {
+// settle gives back the ports that an owner no longer wants, now that no rule uses them, and says whether there were any.
+func (k *portKeeper) settle(ctx context.Context, owner string) (released bool) {
 	for _, h := range k.held[owner] {
 		if !slices.Contains(k.wanted[owner], h) {
 			k.ports.ReleasePort(ctx, owner, strings.ToLower(string(h.proto)), h.addr, h.port)
+			released = true
 		}
 	}
 	k.held[owner] = k.wanted[owner]
@@ -68,6 +69,7 @@ func (k *portKeeper) settle(ctx context.Context, owner string) {
 	if len(k.held[owner]) == 0 {
 		delete(k.held, owner)
 	}
+	return released
 }
 
 // wanting lists owners that lack a port.

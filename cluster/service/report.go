@@ -17,14 +17,14 @@ const PortsBound = "slipway.dev/PortsBound"
 
 // report writes a service's addresses and troubles into its status, if they changed.
 func (s *Server) report(ctx context.Context, out outcome) {
-	if out.problem != nil {
-		s.log.Warn("service is not complete", "service", store.KeyOf(out.svc), "error", out.problem)
-	}
 	want := out.svc.Status.DeepCopy()
 	want.LoadBalancer = loadBalancer(out)
 	setCondition(&want.Conditions, out)
 	if s.opts.Writer == nil || sameStatus(&out.svc.Status, want) {
 		return
+	}
+	if out.problem != nil { // once, however often the port is tried
+		s.log.Warn("service is not complete", "service", store.KeyOf(out.svc), "error", out.problem)
 	}
 	svc := store.Copy(out.svc)
 	svc.Status = *want

@@ -204,28 +204,34 @@ func (s *Server) everything() {
 const portRetry = 3 * time.Second
 
 func (s *Server) loop(ctx context.Context) {
-	retry := time.NewTimer(portRetry)
-	defer retry.Stop()
+	var retry <-chan time.Time // nil: nobody waits for a port
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.dirty.wake:
-		case <-retry.C:
-			for _, owner := range s.ports.wanting() {
-				if key, ok := strings.CutPrefix(owner, podOwner); ok {
-					s.dirty.add(kindHostPorts, key)
-				} else {
-					s.dirty.add(kindService, strings.TrimPrefix(owner, serviceOwner))
-				}
-			}
+		case <-retry:
+			retry = nil
+			s.retryPorts()
 		}
 		err := s.sync(ctx)
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("services and policies are not up to date", "error", err)
 		}
-		if err != nil || len(s.ports.wanting()) > 0 {
-			retry.Reset(portRetry)
+		// One that is set stays: where something happens all the time, a new one would never be due.
+		if retry == nil && (err != nil || len(s.ports.wanting()) > 0) {
+			retry = time.After(portRetry)
+		}
+	}
+}
+
+// retryPorts looks again at those that lack a port of the host.
+func (s *Server) retryPorts() {
+	for _, owner := range s.ports.wanting() {
+		if key, ok := strings.CutPrefix(owner, podOwner); ok {
+			s.dirty.add(kindHostPorts, key)
+		} else {
+			s.dirty.add(kindService, strings.TrimPrefix(owner, serviceOwner))
 		}
 	}
 }
@@ -257,8 +263,12 @@ func (s *Server) sync(ctx context.Context) error {
 		s.dirty.putBack(todo)
 		return err
 	}
+	released := false
 	for owner := range programs {
-		s.ports.settle(ctx, owner)
+		released = s.ports.settle(ctx, owner) || released
+	}
+	if released {
+		s.retryPorts() // what one gives up another may be waiting for
 	}
 	for _, out := range outcomes {
 		s.report(ctx, out)
