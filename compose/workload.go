@@ -44,6 +44,11 @@ func (t *translation) workload(s *types.ServiceConfig, pod corev1.PodSpec, annot
 			Strategy: t.strategy(s),
 		},
 	}
+	if pod.Containers[0].ReadinessProbe == nil {
+		// Nothing tells that the new version works. It has to go on running for a moment before an old one makes way: one that
+		// crashes at its start is never the only one.
+		d.Spec.MinReadySeconds = 1
+	}
 	if u := updateConfig(s); u != nil && u.Delay > 0 {
 		d.Spec.MinReadySeconds = int32(max(time.Duration(u.Delay).Round(time.Second)/time.Second, 1))
 	}

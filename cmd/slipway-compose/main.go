@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string, s streams) int {
 		}
 		return status.ExitStatus()
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		fmt.Fprintln(s.err, "slipway: interrupted")
+		fmt.Fprintln(s.err, "slipway: interrupted"+a.started)
 		return codeInterrupted
 	}
 	fmt.Fprintf(s.err, "slipway: %v\n", err)
@@ -83,6 +83,7 @@ type app struct {
 	source      sourceFlags
 	kubeContext string
 	runDir      string // of --run-dir; empty: not given
+	started     string // what has come of the verb so far, for those who interrupt it
 }
 
 const defaultRunDir = "/run/slipway"

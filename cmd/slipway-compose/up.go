@@ -184,6 +184,7 @@ func (a *app) up(ctx context.Context, f *upFlags, names []string) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, fmt.Errorf("not everything runs after %s: see `slipway ps` and `slipway logs`", f.timeout))
 		defer cancel()
 	}
+	a.started = ": what has been started stays: `slipway up` goes on, `slipway down` removes it"
 	out, err := c.Up(ctx, plan, apply.UpOptions{
 		Project: p.Name, Files: p.ComposeFiles, Wait: !f.noWait, Orphan: orphans(p, len(names) > 0), RemoveOrphans: f.removeOrphans,
 		Recreate: f.recreate, Settle: settle, Patience: patience, Progress: b,

@@ -196,7 +196,7 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 		s.want = *d.Spec.Replicas
 	}
 	st := d.Status
-	s.ready = st.AvailableReplicas
+	s.ready = st.ReadyReplicas
 	if d.Generation < generation || st.ObservedGeneration < d.Generation {
 		return s
 	}
@@ -215,7 +215,8 @@ func (t *tracker) deployment(d *appsv1.Deployment, generation int64) state {
 		}
 	}
 	s.updating = st.UpdatedReplicas < st.Replicas && st.Replicas >= s.want
-	s.healthy = st.UpdatedReplicas == s.want && st.Replicas == s.want && st.AvailableReplicas == s.want
+	// Ready, not available: for how long they have been ready decided when the older ones went.
+	s.healthy = st.UpdatedReplicas == s.want && st.Replicas == s.want && st.ReadyReplicas == s.want
 	s.started = s.healthy || (st.UpdatedReplicas == s.want && s.running >= s.want)
 	return s
 }
@@ -258,9 +259,9 @@ func (t *tracker) job(j *batchv1.Job) state {
 			}
 		}
 	}
-	if s.running > 0 {
+	if s.running > 0 && s.running+j.Status.Succeeded >= s.want {
 		s.started = true
-		s.healthy = s.up > 0
+		s.healthy = s.ready >= s.want
 	}
 	return s
 }

@@ -70,9 +70,9 @@ func TestDeploymentState(t *testing.T) {
 		pods       []*corev1.Pod
 		want       state
 	}{
-		{"not observed yet", appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, 2, nil, state{want: 2, ready: 2}},
-		{"all there", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, 2, nil, state{want: 2, ready: 2, started: true, healthy: true}},
-		{"an old one left", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 2, AvailableReplicas: 3}, 2, nil, state{want: 2, ready: 3, updating: true}},
+		{"not observed yet", appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: 2, UpdatedReplicas: 2, ReadyReplicas: 2}, 2, nil, state{want: 2, ready: 2}},
+		{"all there", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, ReadyReplicas: 2}, 2, nil, state{want: 2, ready: 2, started: true, healthy: true}},
+		{"an old one left", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 2, ReadyReplicas: 3}, 2, nil, state{want: 2, ready: 3, updating: true}},
 		{"running, not ready", appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2}, 2,
 			[]*corev1.Pod{podOf(corev1.PodRunning, false, corev1.ContainerStatus{}), podOf(corev1.PodRunning, false, corev1.ContainerStatus{})}, state{want: 2, started: true}},
 	} {
@@ -141,6 +141,20 @@ func TestPodStatus(t *testing.T) {
 		if got := podStatus(tt.pod); got != tt.want {
 			t.Errorf("status of %+v is %q; want %q", tt.pod.Status, got, tt.want)
 		}
+	}
+}
+
+// TestJobOfSeveral: one of two servers that are not to be restarted for ever is not all of them.
+func TestJobOfSeveral(t *testing.T) {
+	two := int32(2)
+	j := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: batchv1.JobSpec{Completions: &two}}
+	tr := &tracker{pods: map[string]*corev1.Pod{"a": podOf(corev1.PodRunning, true, corev1.ContainerStatus{})}}
+	if s := tr.job(j); s.started || s.healthy {
+		t.Errorf("one of two runs: %+v", s)
+	}
+	tr.pods["b"] = podOf(corev1.PodRunning, true, corev1.ContainerStatus{})
+	if s := tr.job(j); !s.started || !s.healthy {
+		t.Errorf("both run: %+v", s)
 	}
 }
 

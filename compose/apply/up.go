@@ -90,14 +90,21 @@ func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) (Outc
 		return tally.outcome(), err
 	}
 	removed, err := c.prune(ctx, before, gone, o.Progress)
-	if err == nil && o.Wait && c.Slipway {
-		// After pruning: a service that was renamed gets its port from the one that it was.
-		err = t.await(ctx, t.portsBound(o.Settle))
-	}
 	out := tally.outcome()
 	out.Removed = removed
+	if err == nil && o.Wait && c.Slipway {
+		// After pruning: a service that was renamed gets its port from the one that it was.
+		moment := o.Settle
+		if out.Changed+out.Removed > 0 {
+			moment += handover
+		}
+		err = t.await(ctx, t.portsBound(moment))
+	}
 	return out, err
 }
+
+// handover is how long a port may take from one service of the project to another: the node tries again every few seconds.
+const handover = 5 * time.Second
 
 // orphans tells of each member whether it is to be removed, and names the services that stay although the plan does not have
 // them: what other files brought up under the same project name is not lost because two folders are called the same.

@@ -97,7 +97,7 @@ const (
 	pods        = "/api/v1/namespaces/shop/pods/"
 )
 
-var healthy = map[string]any{"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "readyReplicas": 1}
+var healthy = map[string]any{"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}
 
 func (f *fakeAPI) healthy(services ...string) {
 	for _, s := range services {
@@ -327,7 +327,7 @@ func TestScale(t *testing.T) {
 	}
 	go func() {
 		f.until(deployments+"web", func(o map[string]any) bool { return o["spec"].(map[string]any)["replicas"] == float64(3) })
-		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 3})
+		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 3})
 	}()
 	progress := &recorder{}
 	if err := c.Scale(context.Background(), "shop", map[string]int32{"web": 3}, ChangeOptions{Progress: progress}); err != nil {

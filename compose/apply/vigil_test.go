@@ -150,7 +150,7 @@ func TestUpDoesNotBlameTheOldVersion(t *testing.T) {
 		// Two watches keep no order: the deployment may be seen before its new set is.
 		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1})
 		f.create("/apis/apps/v1/namespaces/shop/replicasets/web-2", set("new", "2"))
-		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1})
+		f.status(deployments+"web", map[string]any{"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1})
 	}()
 	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: "shop", Wait: true, Progress: progress}); err != nil {
 		t.Errorf("an up that mends a service failed with what was wrong before: %v", err)

@@ -9,7 +9,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,9 +36,7 @@ func TestScripts(t *testing.T) {
 				Files:               []string{file},
 				RequireExplicitExec: true,
 				Setup:               func(e *testscript.Env) error { return setUp(e, d, path) },
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"base": base, "exits": exits, "until": until,
-				},
+				Cmds:                harness.ScriptCommands(map[string]harness.ScriptCommand{"base": base}),
 			})
 		})
 	}
@@ -115,46 +112,3 @@ var rootfs = sync.OnceValues(func() ([]byte, error) {
 	}
 	return b.Bytes(), errors.Join(err, w.Close())
 })
-
-// exits runs a command that must end with the given code.
-func exits(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: exits CODE COMMAND [ARG...]")
-	}
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		got = exit.ExitCode()
-	case err != nil:
-		ts.Fatalf("%v", err)
-	}
-	if got != want {
-		ts.Fatalf("exit code %d; want %d", got, want)
-	}
-}
-
-// until runs a command again and again until it succeeds and prints the given text: for what nobody announces.
-func until(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: until TEXT COMMAND [ARG...]")
-	}
-	var last string
-	for range 200 {
-		out, err := run(ts, args[1:])
-		if err == nil && strings.Contains(out, args[0]) {
-			return
-		}
-		last = fmt.Sprintf("%s (%v)", out, err)
-		ts.Check(ts.Exec("sleep", "0.05"))
-	}
-	ts.Fatalf("%s never printed %q; at last: %s", strings.Join(args[1:], " "), args[0], last)
-}
-
-func run(ts *testscript.TestScript, args []string) (string, error) {
-	err := ts.Exec(args[0], args[1:]...)
-	return ts.ReadFile("stdout"), err
-}
