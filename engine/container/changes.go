@@ -11,10 +11,10 @@ import (
 	"strings"
 	"syscall"
 
-	continuity "github.com/containerd/continuity/fs"
 	"github.com/opencontainers/go-digest"
 
 	"slipway.dev/slipway/engine/image"
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Changes lists what differs from the image, by path. It reads the container's own layer
@@ -192,7 +192,7 @@ func (m *Manager) copyFrozen(ctx context.Context, c *instance, dst string, pause
 
 // copyLayer copies a writable layer, whiteouts and all, without what only a start made.
 func copyLayer(dst, src string) error {
-	if err := continuity.CopyDir(dst, src); err != nil {
+	if err := tree.Copy(dst, src, nil); err != nil { // without a pause the container goes on changing it
 		return err
 	}
 	for _, f := range startFiles {

@@ -9,9 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/continuity/fs"
 	"github.com/moby/sys/mount"
 	"github.com/moby/sys/mountinfo"
+
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Mount makes the volume's content available to user, mounting its device if it has one
@@ -119,11 +120,15 @@ func PopulateDir(dst, marker, src string) error {
 	if err := writeSynced(marker, nil); err != nil {
 		return fmt.Errorf("populate %s: %w", dst, err)
 	}
-	if err := fs.CopyDir(dst, src); err != nil {
+	// Other containers may use the directory already, and change it while it is filled.
+	if err := tree.Copy(dst, src, inVolumes); err != nil {
 		return fmt.Errorf("populate %s from the image: %w", dst, err)
 	}
 	return os.Remove(marker)
 }
+
+// inVolumes are the extended attributes that mean something outside an image's layers.
+func inVolumes(xattr string) bool { return !strings.HasPrefix(xattr, "trusted.overlay.") }
 
 func isEmpty(dir string) (bool, error) {
 	f, err := os.Open(dir)
