@@ -191,14 +191,16 @@ func (s *Server) buildUsage(ctx context.Context, u *diskUsage) error {
 	}
 	for _, c := range records {
 		u.BuildCache = append(u.BuildCache, cacheRecord(c))
-		u.BuilderSize += c.Size
+		if !c.Shared {
+			u.BuilderSize += c.Size
+		}
 	}
 	return nil
 }
 
 func cacheRecord(c build.CacheRecord) buildtypes.CacheRecord {
 	j := buildtypes.CacheRecord{
-		ID: c.ID, Type: c.Type, Description: c.Description, InUse: c.InUse, Size: c.Size, CreatedAt: c.Created, UsageCount: c.Uses,
+		ID: c.ID, Type: c.Type, Description: c.Description, InUse: c.InUse, Shared: c.Shared, Size: c.Size, CreatedAt: c.Created, UsageCount: c.Uses,
 	}
 	if c.Parent != "" {
 		j.Parents = []string{c.Parent}
@@ -219,7 +221,7 @@ func (s *Server) pruneBuildCache(w *reply, r *request) error {
 	if f.has("label") { // `docker system prune --filter label=x` asks all that can be pruned, and the cache has no labels
 		return writeJSON(w, http.StatusOK, buildtypes.CachePruneReport{CachesDeleted: []string{}})
 	}
-	o := build.PruneOptions{IDs: f["id"]}
+	o := build.PruneOptions{IDs: f["id"], All: r.flag("all")}
 	for _, name := range []string{"keep-storage", "reserved-space", "max-used-space"} {
 		n, err := r.int(name)
 		if err != nil {

@@ -338,7 +338,7 @@ func (c *cli) systemPrune() *cobra.Command {
 			return c.pruneAll(cmd.Context(), filter, all, volumes)
 		},
 	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "all images without a container, not just nameless ones")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "all images without a container, not just nameless ones, and all of the build cache")
 	cmd.Flags().BoolVar(&volumes, "volumes", false, "anonymous volumes too")
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
 	cmd.Flags().StringArrayVar(&filter, "filter", nil, "`KEY=VALUE`: until, label, label!")
@@ -366,6 +366,9 @@ func (c *cli) pruneAll(ctx context.Context, filter []string, all, volumes bool) 
 		q, err := filterValues(p.filter)
 		if err != nil {
 			return err
+		}
+		if all {
+			q.Set("all", "1")
 		}
 		report, err := c.prune(ctx, p.path, q)
 		if err != nil {

@@ -29,6 +29,7 @@ import (
 type Images interface {
 	snapshot.Images
 	Get(ctx context.Context, ref string) (image.Image, error)
+	List(ctx context.Context) ([]image.Image, error)
 	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Rootfs(ctx context.Context, img image.Image) (image.Chain, error)
 	WriteImage(ctx context.Context, config []byte, chain digest.Digest, names []string) (image.Image, error)

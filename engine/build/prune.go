@@ -6,7 +6,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"slipway.dev/slipway/engine/build/op"
+	"slipway.dev/slipway/engine/image"
 )
 
 // CacheRecord is one entry of the build cache, as `docker system df` lists it.
@@ -15,6 +18,7 @@ type CacheRecord struct {
 	Type        string // "regular", "source.local" or "exec.cachemount"
 	Description string
 	InUse       bool
+	Shared      bool // an image has the layer too: removing the record frees nothing
 	Size        int64
 	Created     time.Time
 	LastUsed    time.Time
@@ -31,11 +35,15 @@ type cacheMounts interface {
 type CacheMount = op.CacheMount
 
 // Usage lists the build cache, most recently used first within each kind.
-func (b *Builder) Usage(context.Context) ([]CacheRecord, error) {
+func (b *Builder) Usage(ctx context.Context) ([]CacheRecord, error) {
+	shared, err := b.imageChains(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var out []CacheRecord
 	for _, u := range b.store.List() {
 		out = append(out, CacheRecord{
-			ID: u.ID, Parent: u.Parent, Type: "regular", Description: u.Description, InUse: u.InUse,
+			ID: u.ID, Parent: u.Parent, Type: "regular", Description: u.Description, InUse: u.InUse, Shared: shared[u.Chain],
 			Size: u.Size, Created: u.Created, LastUsed: u.Used, Uses: u.Uses,
 		})
 	}
@@ -54,8 +62,25 @@ func (b *Builder) Usage(context.Context) ([]CacheRecord, error) {
 	return out, nil
 }
 
+// imageChains are the chains of layers that images have, from each image's first layer up.
+func (b *Builder) imageChains(ctx context.Context) (map[digest.Digest]bool, error) {
+	list, err := b.o.Images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	chains := map[digest.Digest]bool{}
+	for _, img := range list {
+		ids := img.Config.RootFS.DiffIDs
+		for n := range ids {
+			chains[image.ChainID(ids[:n+1])] = true
+		}
+	}
+	return chains, nil
+}
+
 // PruneOptions say what of the cache goes.
 type PruneOptions struct {
+	All    bool          // also what an image has, too: the next build of it begins anew
 	Keep   int64         // bytes to keep, the most recently used
 	Unused time.Duration // only records not used for this long
 	IDs    []string      // only these; empty: any
@@ -69,7 +94,9 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions) ([]CacheRecord, int
 	}
 	var total int64
 	for _, r := range all {
-		total += r.Size
+		if o.All || !r.Shared {
+			total += r.Size
+		}
 	}
 	before := b.o.Now().Add(-o.Unused)
 	only := map[string]bool{}
@@ -81,7 +108,7 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions) ([]CacheRecord, int
 		if o.Keep > 0 && total <= o.Keep {
 			break
 		}
-		if r.InUse || (o.Unused > 0 && r.LastUsed.After(before)) || (len(only) > 0 && !only[r.ID]) {
+		if r.InUse || (r.Shared && !o.All) || (o.Unused > 0 && r.LastUsed.After(before)) || (len(only) > 0 && !only[r.ID]) {
 			continue
 		}
 		victims = append(victims, r)
@@ -95,7 +122,9 @@ func (b *Builder) remove(ctx context.Context, victims []CacheRecord) (gone []Cac
 	byID := map[string]CacheRecord{}
 	took := func(r CacheRecord) {
 		gone = append(gone, r)
-		bytes += r.Size
+		if !r.Shared {
+			bytes += r.Size
+		}
 	}
 	for _, r := range victims {
 		switch r.Type {
@@ -147,7 +176,7 @@ func (b *Builder) trim(ctx context.Context) error {
 	if total <= b.o.MaxCache {
 		return nil
 	}
-	_, _, err := b.Prune(ctx, PruneOptions{Keep: b.o.MaxCache * 3 / 4})
+	_, _, err := b.Prune(ctx, PruneOptions{All: true, Keep: b.o.MaxCache * 3 / 4})
 	return err
 }
 

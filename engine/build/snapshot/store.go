@@ -456,6 +456,7 @@ type Usage struct {
 	Used        time.Time
 	Uses        int
 	InUse       bool
+	Chain       digest.Digest
 	Context     bool // an uploaded context rather than layers
 }
 
@@ -474,7 +475,7 @@ func (s *Store) List() []Usage {
 		if !r.saved || r.View != nil {
 			continue
 		}
-		u := Usage{ID: r.ID, Description: r.Description, Size: r.size(), Created: r.Created, Used: r.Used, Uses: r.Uses, InUse: r.refs > 0}
+		u := Usage{ID: r.ID, Description: r.Description, Size: r.size(), Created: r.Created, Used: r.Used, Uses: r.Uses, InUse: r.refs > 0, Chain: r.Chain()}
 		if n := len(r.Layers); n > 1 {
 			u.Parent = byChain[r.Layers[n-2].ChainID]
 		}
