@@ -90,6 +90,7 @@ func (s *Server) volumesFrom(refs []string) ([]container.Mount, error) {
 		}
 		for _, p := range from.Mounts {
 			m := container.Mount{Type: p.Type, Source: p.Source, Target: p.Target, ReadOnly: p.ReadOnly || mode == "ro", Propagation: p.Propagation}
+			m.RecursiveReadOnly = m.ReadOnly && m.Type == container.MountBind
 			switch p.Type {
 			case container.MountVolume:
 				m.Source = p.Name
@@ -133,7 +134,9 @@ func parseBind(bind, driver string) (container.Mount, error) {
 	} else if m.Source != "" && !isVolumeName(m.Source) {
 		return m, invalid("invalid volume specification: '%s': %s", bind, badVolumeName(m.Source))
 	}
-	return m, bindOptions(&m, options)
+	err := bindOptions(&m, options)
+	m.RecursiveReadOnly = m.ReadOnly && m.Type == container.MountBind // what is mounted below is read-only, too
+	return m, err
 }
 
 func bindType(source string) string {
