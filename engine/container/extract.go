@@ -15,11 +15,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"slipway.dev/slipway/engine/image"
 )
 
 const maxArchiveEntries = 4 << 20
 
-// CopyTo unpacks a tar archive into a directory of a container. The archive and the
+// CopyTo unpacks a tar archive, compressed or not, into a directory of a container. The archive and the
 // container's files are both hostile: every path is resolved by the kernel inside the
 // container's root, and nothing is ever opened through a link that the archive made
 // elsewhere.
@@ -106,7 +108,12 @@ type laterTime struct {
 }
 
 func (x *extractor) unpack(ctx context.Context, archive io.Reader) error {
-	tr := tar.NewReader(archive)
+	plain, err := image.Decompress(archive)
+	if err != nil {
+		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("read archive: %v", err))
+	}
+	defer plain.Close()
+	tr := tar.NewReader(plain)
 	for n := 0; ; n++ {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {

@@ -3,6 +3,7 @@ package container
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -364,6 +365,38 @@ func TestCopyStaysInside(t *testing.T) {
 			t.Errorf("running %v: read %v of the host through a link", running, untar(t, r))
 		}
 		os.Remove(filepath.Join(outside, "host-secret"))
+	}
+}
+
+// Docker's API takes archives compressed or not, and testcontainers sends them with gzip.
+func TestCopyOfACompressedArchive(t *testing.T) {
+	m := newMachine(t)
+	i := m.create(Spec{Cmd: []string{"true"}})
+	plain, err := io.ReadAll(archiveOf(t, "f", "hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cut := bytes.NewReader(packed.Bytes()[:packed.Len()/2])
+	if err := m.CopyTo(t.Context(), i.ID, "/tmp", cut, CopyToOptions{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("CopyTo of half an archive = %v; want an invalid argument", err)
+	}
+	if err := m.CopyTo(t.Context(), i.ID, "/tmp", &packed, CopyToOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r, _, err := m.CopyFrom(t.Context(), i.ID, "/tmp/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := untar(t, r)["f"]; got != "hello" {
+		t.Errorf("f holds %q; want hello", got)
 	}
 }
 

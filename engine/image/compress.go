@@ -48,8 +48,8 @@ func looksLikeTar(head []byte) bool {
 	return err == nil || !errors.Is(err, tar.ErrHeader)
 }
 
-// decompress returns the tar in r, however it is compressed.
-func decompress(r io.Reader) (io.ReadCloser, error) {
+// Decompress returns the tar in r, however it is compressed.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
 	head, err := b.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -40,7 +40,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	defer done()
 	sh := &share{cpu: s.cpu}
 	r = &patientReader{r: r, ctx: ctx, share: sh}
-	in, err := decompress(o.Progress.reader(r, Progress{Status: "Importing"}))
+	in, err := Decompress(o.Progress.reader(r, Progress{Status: "Importing"}))
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}

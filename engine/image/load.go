@@ -121,7 +121,7 @@ func (a *loadArchive) close() {
 }
 
 func (a *loadArchive) read(ctx context.Context, r io.Reader) error {
-	in, err := decompress(r)
+	in, err := Decompress(r)
 	if err != nil {
 		return err
 	}
@@ -190,7 +190,7 @@ func (a *loadArchive) document(name string, r io.Reader) error {
 func (a *loadArchive) layer(ctx context.Context, name string, size int64, r io.Reader) error {
 	blob := digest.Canonical.Digester()
 	raw := io.TeeReader(a.progress.reader(r, Progress{ID: shortLayer(name), Status: "Loading layer", Total: size}), blob.Hash())
-	in, err := decompress(raw)
+	in, err := Decompress(raw)
 	if err != nil {
 		return err
 	}

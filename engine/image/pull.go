@@ -254,7 +254,7 @@ func (p *pull) layer(ctx context.Context, f remotes.Fetcher, d ocispec.Descripto
 		return nil, err
 	}
 	defer file.Close()
-	in, err := decompress(p.say.reader(file, Progress{ID: id, Status: "Extracting", Total: d.Size}))
+	in, err := Decompress(p.say.reader(file, Progress{ID: id, Status: "Extracting", Total: d.Size}))
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
 	}
@@ -277,7 +277,7 @@ func openTar(path string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := decompress(f)
+	in, err := Decompress(f)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

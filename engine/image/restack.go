@@ -81,7 +81,7 @@ func (s *Store) unpackOne(ctx context.Context, diffID, parent digest.Digest, blo
 		if err != nil {
 			return nil, err
 		}
-		in, err := decompress(content.NewReader(r))
+		in, err := Decompress(content.NewReader(r))
 		if err != nil {
 			return nil, errors.Join(err, r.Close())
 		}
