@@ -145,14 +145,14 @@ func (s *reader) list(w http.ResponseWriter, req *http.Request, r *resource) err
 	if err != nil {
 		return err
 	}
-	snap, start, exact, err := s.state(req.Context(), r, &opts)
+	snap, from, exact, err := s.state(req.Context(), r, &opts)
 	if err != nil {
 		return err
 	}
 	page := func() (runtime.Object, error) {
-		return form.page(req.Context(), collect(snap, r.kind, sel, start, opts.Limit, !exact), snap.Revision())
+		return form.page(req.Context(), collect(snap, r.kind, sel, from.Start, opts.Limit, !exact), snap.Revision(), from)
 	}
-	if !form.cacheable() || exact || start != "" || opts.Limit > 0 {
+	if !form.cacheable() || exact || from.Start != "" || opts.Limit > 0 {
 		out, err := page()
 		if err != nil {
 			return err
@@ -180,11 +180,11 @@ func (s *reader) list(w http.ResponseWriter, req *http.Request, r *resource) err
 }
 
 // page is a part of a list in this form.
-func (f *form) page(ctx context.Context, p page, rev int64) (runtime.Object, error) {
+func (f *form) page(ctx context.Context, p page, rev int64, from continueToken) (runtime.Object, error) {
 	meta := metav1.ListMeta{ResourceVersion: store.FormatRevision(max(rev, 1)), RemainingItemCount: p.remaining}
 	if p.next != "" {
 		var err error
-		if meta.Continue, err = encodeContinue(p.next, max(rev, 1)); err != nil {
+		if meta.Continue, err = from.next(p.next, max(rev, 1)).encode(); err != nil {
 			return nil, apierrors.NewInternalError(err)
 		}
 	}
@@ -202,36 +202,39 @@ func (f *form) key(path string, sel *selection) listKey {
 	return k
 }
 
-// state is the snapshot that a list's version parameters ask for, and the key to begin at.
-func (s *reader) state(ctx context.Context, r *resource, opts *internalversion.ListOptions) (snap store.Snapshot, start string, exact bool, err error) {
+// state is the snapshot that a list's version parameters ask for, and where in it to begin.
+func (s *reader) state(ctx context.Context, r *resource, opts *internalversion.ListOptions) (snap store.Snapshot, from continueToken, exact bool, err error) {
 	gr := r.kind.Resource
 	rev := int64(0)
 	switch {
 	case opts.Continue != "":
-		if start, rev, err = decodeContinue(opts.Continue); err != nil {
-			return snap, "", false, apierrors.NewBadRequest("invalid continue token: " + err.Error())
+		if from, err = decodeContinue(opts.Continue); err != nil {
+			return snap, from, false, apierrors.NewBadRequest("invalid continue token: " + err.Error())
+		}
+		if rev = from.Revision; rev > 0 && from.expired(time.Now()) {
+			return snap, from, false, errLostPage(from.Start)
 		}
 	case opts.ResourceVersionMatch == metav1.ResourceVersionMatchExact, opts.ResourceVersionMatch == "" && opts.Limit > 0 && opts.ResourceVersion != "0":
 		parsed, err := (storage.APIObjectVersioner{}).ParseResourceVersion(opts.ResourceVersion)
 		if err != nil {
-			return snap, "", false, apierrors.NewBadRequest("invalid resource version: " + err.Error())
+			return snap, from, false, apierrors.NewBadRequest("invalid resource version: " + err.Error())
 		}
 		rev = int64(parsed)
 	}
 	if rev <= 0 {
 		err := s.reach(ctx, r, opts.ResourceVersion)
-		return s.objects.Snapshot(gr), start, false, err
+		return s.objects.Snapshot(gr), from, false, err
 	}
 	snap, err = s.objects.SnapshotAt(gr, rev)
 	switch {
 	case errors.Is(err, store.ErrTooOld) && opts.Continue != "":
-		return snap, "", false, errLostPage(start)
+		return snap, from, false, errLostPage(from.Start)
 	case errors.Is(err, store.ErrTooOld):
-		return snap, "", false, apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
+		return snap, from, false, apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
 	case errors.Is(err, store.ErrFuture):
-		return snap, "", false, storage.NewTooLargeResourceVersionError(uint64(rev), uint64(s.objects.Snapshot(gr).Revision()), 1)
+		return snap, from, false, storage.NewTooLargeResourceVersionError(uint64(rev), uint64(s.objects.Snapshot(gr).Revision()), 1)
 	}
-	return snap, start, true, err
+	return snap, from, true, err
 }
 
 // errLostPage is upstream's answer when the version that a list began at is forgotten: the
@@ -244,40 +247,59 @@ func errLostPage(start string) error {
 		"token results in an inconsistent list - objects that were created, " +
 		"modified, or deleted between the time the first chunk was returned " +
 		"and now may show up in the list.")
-	err.ErrStatus.ListMeta.Continue, _ = encodeContinue(start, -1)
+	err.ErrStatus.ListMeta.Continue, _ = continueToken{Start: start, Revision: -1}.encode()
 	return err
 }
 
-// continueToken has upstream's form, so that what it leaves out and how it looks are known.
+// continueToken has upstream's form, so that what it leaves out and how it looks are known, and the time
+// when its list began.
 type continueToken struct {
 	Version  string `json:"v"`
 	Revision int64  `json:"rv"`
 	Start    string `json:"start"`
+	Began    int64  `json:"began,omitempty"` // in seconds
 }
 
-func encodeContinue(start string, rev int64) (string, error) {
-	out, err := json.Marshal(continueToken{Version: "meta.k8s.io/v1", Revision: rev, Start: start})
+// pagesKept is how long a list may take from its first page on: upstream's, by what its storage forgets.
+// Ours may still know a quiet resource's state after that, but a client that depends on luck should hear of it.
+const pagesKept = 5 * time.Minute
+
+func (t continueToken) expired(now time.Time) bool {
+	return t.Began != 0 && now.Sub(time.Unix(t.Began, 0)) > pagesKept
+}
+
+// next leads from a page to the one after it, in the same list.
+func (t continueToken) next(start string, rev int64) continueToken {
+	began := t.Began
+	if began == 0 || t.Revision <= 0 {
+		began = time.Now().Unix()
+	}
+	return continueToken{Revision: rev, Start: start, Began: began}
+}
+
+func (t continueToken) encode() (string, error) {
+	t.Version = "meta.k8s.io/v1"
+	out, err := json.Marshal(t)
 	return base64.RawURLEncoding.EncodeToString(out), err
 }
 
-func decodeContinue(token string) (start string, rev int64, err error) {
+func decodeContinue(token string) (t continueToken, err error) {
 	data, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil {
-		return "", 0, errors.New("continue key is not valid: it is not one that this server has given out")
+		return t, errors.New("continue key is not valid: it is not one that this server has given out")
 	}
-	var t continueToken
 	if err := json.Unmarshal(data, &t); err != nil {
-		return "", 0, errors.New("continue key is not valid: it is not one that this server has given out")
+		return t, errors.New("continue key is not valid: it is not one that this server has given out")
 	}
 	switch {
 	case t.Version != "meta.k8s.io/v1":
-		return "", 0, errors.New("continue key is not valid: server does not recognize this encoded version " + t.Version)
+		return t, errors.New("continue key is not valid: server does not recognize this encoded version " + t.Version)
 	case t.Revision == 0:
-		return "", 0, errors.New("continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)")
+		return t, errors.New("continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)")
 	case t.Start == "" || strings.Contains(t.Start, ".."):
-		return "", 0, errors.New("continue key is not valid: encoded start key empty or unclean (version meta.k8s.io/v1)")
+		return t, errors.New("continue key is not valid: encoded start key empty or unclean (version meta.k8s.io/v1)")
 	}
-	return t.Start, t.Revision, nil
+	return t, nil
 }
 
 // page is a part of a list.

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -111,6 +112,7 @@ func TestListPagesAreOneState(t *testing.T) {
 	if got := strings.Join(names, " "); got != "c0 c1 c2 c3 c4 c5 c6 c7 c8 c9" {
 		t.Errorf("the pages have %s", got)
 	}
+	lateForThePages(t, cm)
 	for _, tt := range []struct {
 		labels, fields string
 		want           string
@@ -460,6 +462,36 @@ func TestEncodings(t *testing.T) {
 }
 
 // raw sends one request with the administrator's certificate.
+// lateForThePages asks for a second page when its list began too long ago: the answer says how to go on anyhow.
+func lateForThePages(t *testing.T, cm typedcorev1.ConfigMapInterface) {
+	t.Helper()
+	first, err := cm.List(t.Context(), metav1.ListOptions{Limit: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := decodeContinue(first.Continue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token.Began -= int64(pagesKept/time.Second) + 1
+	late, err := token.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = cm.List(t.Context(), metav1.ListOptions{Limit: 4, Continue: late})
+	if !apierrors.IsResourceExpired(err) {
+		t.Fatalf("a page of a list that began too long ago: %v; want Expired", err)
+	}
+	var status apierrors.APIStatus
+	if errors.As(err, &status); status.Status().ListMeta.Continue == "" {
+		t.Fatalf("the error has no token to go on with: %+v", status.Status())
+	}
+	rest, err := cm.List(t.Context(), metav1.ListOptions{Limit: 4, Continue: status.Status().ListMeta.Continue})
+	if err != nil || len(rest.Items) == 0 || rest.Items[0].Name != "c4" {
+		t.Errorf("going on with the error's token: %v, %v; want c4 and what follows", rest, err)
+	}
+}
+
 func (i *instance) raw(t testing.TB, method, path, accept, body string) (int, http.Header, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, i.url+path, strings.NewReader(body))
