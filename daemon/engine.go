@@ -46,9 +46,11 @@ func (d *daemon) openEngine(ctx context.Context) error {
 	// Hashing, compressing and tarring leave a processor to the API and to raft.
 	e.cpu = semaphore.NewWeighted(int64(max(runtime.GOMAXPROCS(0)-1, 1)))
 	e.events = event.NewBus(eventsKept)
-	// Pods' tmpfs volumes are mounted there, and the warden has to see them.
-	if err := shareMounts(filepath.Join(d.DataDir, "pods")); err != nil {
-		return err
+	// Pods' tmpfs volumes and parts of volumes are mounted there, and the warden has to see them.
+	for _, dir := range []string{"pods", "subpaths"} {
+		if err := shareMounts(filepath.Join(d.DataDir, dir)); err != nil {
+			return err
+		}
 	}
 	var err error
 	e.warden, err = warden.Connect(ctx, warden.Options{

@@ -137,7 +137,7 @@ func (d *daemon) removeAll(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // what still runs keeps its volumes
 	}
-	for _, dir := range []string{filepath.Join(d.DataDir, "pods"), filepath.Join(d.RunDir, "pods")} {
+	for _, dir := range []string{filepath.Join(d.DataDir, "pods"), filepath.Join(d.DataDir, "subpaths"), filepath.Join(d.RunDir, "pods")} {
 		if err := unmountAll(dir); err != nil {
 			return err // below a mount is what is not ours to delete
 		}

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"slipway.dev/slipway/engine/container"
+	"slipway.dev/slipway/engine/volume"
 )
 
 // Labels that say which container of which pod an engine container is. They are the kubelet's and
@@ -270,7 +271,7 @@ func (l launch) mounts(s *container.Spec) error {
 		}
 		if sub != "" {
 			target := filepath.Join(l.dir, "subpaths", l.container.Name, strconv.Itoa(i))
-			if err := bindSubPath(source, sub, target); err != nil {
+			if err := volume.BindSubpath(source, sub, target, true); err != nil {
 				return fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, l.container.Name, err)
 			}
 			source = target

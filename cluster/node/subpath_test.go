@@ -3,57 +3,12 @@ package node
 import (
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-func TestOpenSubPath(t *testing.T) {
-	root := filepath.Join(t.TempDir(), "volume")
-	outside := filepath.Join(root, "..", "outside")
-	if err := os.MkdirAll(outside, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(root, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(root, "file"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, target := range map[string]string{"escape": "../outside", "absolute": outside, "inner": "file"} {
-		if err := os.Symlink(target, filepath.Join(root, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, tt := range []struct{ sub, want string }{
-		{"file", "file"},
-		{"inner", "file"},
-		{"new/deep", "new/deep"},
-		{"escape", ""}, // seen from the volume's root there is nothing
-		{"absolute", ""},
-		{"absolute/../../etc", ""},
-	} {
-		file, err := openSubPath(root, tt.sub)
-		if tt.want == "" && err != nil {
-			continue
-		}
-		if err != nil {
-			t.Errorf("openSubPath(%q): %v", tt.sub, err)
-			continue
-		}
-		if got, err := os.Readlink(filepath.Join("/proc/self/fd", strconv.Itoa(int(file.Fd())))); err != nil || got != filepath.Join(root, tt.want) {
-			t.Errorf("openSubPath(%q) opened %q, %v; want %q below the volume, or an error when empty", tt.sub, got, err, tt.want)
-		}
-		file.Close()
-	}
-	if info, err := os.Stat(filepath.Join(root, "new/deep")); err != nil || info.Mode().Perm() != 0o777 {
-		t.Errorf("a new directory is %v, %v; want it to have the volume's permissions, 0777", info, err)
-	}
-}
+	"slipway.dev/slipway/engine/volume"
+)
 
 // TestUnmountBelow proves that what a container bound into its volume does not go with the volume.
 func TestUnmountBelow(t *testing.T) {
@@ -77,7 +32,7 @@ func TestUnmountBelow(t *testing.T) {
 	}
 	target := filepath.Join(pod, "subpaths/c/0")
 	for range 2 { // the second replaces the first
-		if err := bindSubPath(precious, "data", target); err != nil {
+		if err := volume.BindSubpath(precious, "data", target, true); err != nil {
 			t.Fatal(err)
 		}
 	}

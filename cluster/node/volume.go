@@ -14,6 +14,7 @@ import (
 
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
+	"slipway.dev/slipway/engine/volume"
 )
 
 // volumes makes a pod's volumes appear as directories or files of the host.
@@ -211,7 +212,7 @@ func (h volumes) tearDown(uid types.UID) error {
 		return errors.New("a pod without an id has no volumes") // its directory would be everybody's
 	}
 	for _, dir := range []string{h.podDir(uid), h.runDir(uid)} {
-		if err := unmountBelow(dir); err != nil {
+		if err := volume.UnmountBelow(dir); err != nil {
 			return err
 		}
 	}

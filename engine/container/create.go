@@ -232,7 +232,7 @@ func withContent(target string, image layers, fn func(src string) error) error {
 	if len(dirs) == 1 && onlyPlain(dirs[0]) {
 		return fn(dirs[0])
 	}
-	view, err := mountDetached(dirs, "", "", nil)
+	view, err := mountDetached(dirs, "", "")
 	if err != nil {
 		return err
 	}

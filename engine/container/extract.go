@@ -35,6 +35,7 @@ func (m *Manager) CopyTo(ctx context.Context, ref, p string, archive io.Reader, 
 		return err
 	}
 	defer done()
+	p = path.Clean("/" + p) // as it is understood below: ".." means what it says, not where a link leads
 	dest, err := r.open(p, unix.O_PATH|unix.O_DIRECTORY)
 	if errors.Is(err, syscall.ENOTDIR) {
 		return errdefs.ErrInvalidArgument.WithMessage("extraction point is not a directory")
@@ -46,7 +47,7 @@ func (m *Manager) CopyTo(ctx context.Context, ref, p string, archive io.Reader, 
 	if err := r.writable(c, p); err != nil {
 		return err
 	}
-	x := extractor{root: r, base: path.Clean("/" + p), o: o}
+	x := extractor{root: r, base: p, o: o}
 	if o.CopyUIDGID {
 		u, err := lookupUser(accounts{r}, c.spec().User, nil)
 		if err != nil {
@@ -54,7 +55,11 @@ func (m *Manager) CopyTo(ctx context.Context, ref, p string, archive io.Reader, 
 		}
 		x.uid, x.gid, x.owned = int(u.UID), int(u.GID), true
 	}
-	if err := x.unpack(ctx, archive); err != nil {
+	err = x.unpack(ctx, archive)
+	if errors.Is(err, syscall.EROFS) { // a link led there
+		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("copy to %s in container %s: %v: the container's root or the volume there is marked read-only", p, c.spec().Name, err))
+	}
+	if err != nil {
 		return fmt.Errorf("copy to %s in container %s: %w", p, c.spec().Name, err)
 	}
 	m.publish(c, "extract-to-dir", nil)

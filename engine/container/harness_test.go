@@ -16,6 +16,7 @@ import (
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/event"
 	"slipway.dev/slipway/engine/image"
@@ -57,10 +58,32 @@ func newMachine(t testing.TB) *machine {
 		t.Skip("needs a static busybox at " + busybox + " (package busybox-static)")
 	}
 	m := &machine{t: t, dir: t.TempDir()}
+	m.shareSubpaths()
 	m.open()
 	t.Cleanup(m.teardown)
 	m.makeImage("busybox:latest", nil)
 	return m
+}
+
+// shareSubpaths does what the daemon does before it starts the warden.
+func (m *machine) shareSubpaths() {
+	m.t.Helper()
+	dir := m.dir + "/subpaths"
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = unix.Mount(dir, dir, "", unix.MS_BIND, "")
+	}
+	if err == nil {
+		err = unix.Mount("", dir, "", unix.MS_SHARED, "")
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			m.t.Error(err)
+		}
+	})
 }
 
 func (m *machine) log() *slog.Logger {

@@ -142,6 +142,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		byID: map[string]*instance{}, names: map[string]string{}, execs: map[string]*execution{},
 	}
 	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	if err := m.dropAllSubpaths(); err != nil {
+		m.Log.Warn("parts of volumes stay mounted", "error", err)
+	}
 	if err := m.adopt(ctx); err != nil {
 		m.Close()
 		return nil, fmt.Errorf("open containers: %w", err)

@@ -10,16 +10,17 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"slipway.dev/slipway/engine/volume"
 )
 
 // userMounts makes the mounts that the container asked for possible and describes them.
 func (m *Manager) userMounts(ctx context.Context, c *instance) ([]specs.Mount, error) {
 	var out []specs.Mount
-	for _, mt := range c.spec().Mounts {
-		sm, err := m.userMount(ctx, c, &mt)
+	for i, mt := range c.spec().Mounts {
+		sm, err := m.userMount(ctx, c, i, &mt)
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", mt.Target, err)
 		}
@@ -28,7 +29,7 @@ func (m *Manager) userMounts(ctx context.Context, c *instance) ([]specs.Mount, e
 	return out, nil
 }
 
-func (m *Manager) userMount(ctx context.Context, c *instance, mt *Mount) (specs.Mount, error) {
+func (m *Manager) userMount(ctx context.Context, c *instance, i int, mt *Mount) (specs.Mount, error) {
 	switch mt.Type {
 	case MountTmpfs:
 		return tmpfsMount(mt), nil
@@ -40,7 +41,7 @@ func (m *Manager) userMount(ctx context.Context, c *instance, mt *Mount) (specs.
 			return specs.Mount{}, err
 		}
 		if mt.Subpath != "" {
-			if dir, err = subpath(dir, mt.Subpath); err != nil {
+			if dir, err = m.subpath(c, i, dir, mt.Subpath); err != nil {
 				return specs.Mount{}, err
 			}
 		}
@@ -82,17 +83,49 @@ func bindSource(mt *Mount) error {
 	return err
 }
 
-// subpath resolves a path inside a volume; whatever symbolic links a container left
-// there, the result is inside.
-func subpath(dir, sub string) (string, error) {
-	p, err := securejoin.SecureJoin(dir, sub)
-	if err != nil {
-		return "", err
+// subpath mounts a path inside a volume on a place of ours for as long as the start takes, and returns that place. Other
+// containers have the volume too, and a path that was looked at could lead anywhere by the time the warden mounts it.
+func (m *Manager) subpath(c *instance, i int, dir, sub string) (string, error) {
+	target := filepath.Join(m.subpaths(), fmt.Sprintf("%s-%d", c.id, i))
+	err := volume.BindSubpath(dir, sub, target, false)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("cannot access path %s: %v", filepath.Join(dir, sub), err))
 	}
-	if _, err := os.Lstat(p); err != nil {
-		return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("cannot access path %s: %v", p, err))
+	return target, err
+}
+
+// subpaths is where parts of volumes are mounted while containers start.
+func (m *Manager) subpaths() string { return filepath.Join(filepath.Dir(m.Dir), "subpaths") }
+
+// dropSubpaths unmounts what subpath mounted: by now the container has mounts of its own, or failed to start.
+func (m *Manager) dropSubpaths(c *instance) {
+	for i, mt := range c.spec().Mounts {
+		if mt.Type == MountVolume && mt.Subpath != "" {
+			if err := dropSubpath(filepath.Join(m.subpaths(), fmt.Sprintf("%s-%d", c.id, i))); err != nil {
+				m.Log.Warn("part of a volume stays mounted until the next start", "container", c.id, "error", err)
+			}
+		}
 	}
-	return p, nil
+}
+
+// dropSubpath never removes more than an empty directory or file: if a mount is left there, its content is a volume's.
+func dropSubpath(target string) error {
+	if err := volume.UnmountBelow(target); err != nil {
+		return err
+	}
+	if err := os.Remove(target); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// dropAllSubpaths does so for containers that a killed daemon was starting.
+func (m *Manager) dropAllSubpaths() error {
+	left, err := filepath.Glob(m.subpaths() + "/*")
+	for _, target := range left {
+		err = errors.Join(err, dropSubpath(target))
+	}
+	return err
 }
 
 func (m *Manager) bindMount(mt *Mount, source string) specs.Mount {

@@ -72,15 +72,18 @@ func (m *Manager) mountStopped(ctx context.Context, c *instance) (*os.File, erro
 	if err := clearVolatile(work); err != nil {
 		return nil, err
 	}
-	binds := map[string]string{}
+	// What the container cannot write to, nobody writes to through links that it left.
+	binds := []bind{{target: "/", readOnly: c.spec().ReadOnly}}
 	for _, mt := range c.spec().Mounts {
+		b := bind{source: mt.Source, target: filepath.Clean(mt.Target), readOnly: mt.ReadOnly}
 		if mt.Type == MountVolume && mt.Subpath == "" {
-			binds[filepath.Clean(mt.Target)] = m.Volumes.Path(mt.Source)
-		} else if mt.Type == MountBind {
-			binds[filepath.Clean(mt.Target)] = mt.Source
+			b.source = m.Volumes.Path(mt.Source)
+		} else if mt.Type != MountBind {
+			continue
 		}
+		binds = append(binds, b)
 	}
-	return mountDetached(lower, filepath.Join(c.dir, "upper"), work, binds)
+	return mountDetached(lower, filepath.Join(c.dir, "upper"), work, binds...)
 }
 
 // open opens a path; the last component is followed unless flags say otherwise.
@@ -229,7 +232,7 @@ func (m *Manager) layerView(c *instance) (*os.File, error) {
 	if len(lower) == 0 {
 		lower = []string{filepath.Join(c.dir, "lower")}
 	}
-	return mountDetached(append([]string{filepath.Join(c.dir, "upper")}, lower...), "", "", nil)
+	return mountDetached(append([]string{filepath.Join(c.dir, "upper")}, lower...), "", "")
 }
 
 // stream runs write in the background of the returned reader; done is called at the end.

@@ -107,6 +107,7 @@ func (m *Manager) launch(ctx context.Context, c *instance, run int) (warden.Proc
 		return warden.ProcessState{}, conn, nil, err
 	}
 	bundle, err := m.bundle(ctx, c, conn)
+	defer m.dropSubpaths(c)
 	if err != nil {
 		return warden.ProcessState{}, conn, nil, err
 	}

@@ -3,7 +3,6 @@ package container
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,10 +31,16 @@ func overlayMount(lower []string, upper, work string, more ...string) mount.Moun
 	return mount.Mount{Type: "overlay", Source: "overlay", Options: opts}
 }
 
+// bind is a host path that is seen in a root file system.
+type bind struct {
+	source, target string
+	readOnly       bool
+}
+
 // mountDetached mounts an overlay that no path leads to: it lives exactly as long as the
 // returned descriptor of its root, also when this process is killed. binds are mounted in
-// it, host path by path inside, where there is something to mount them on.
-func mountDetached(lower []string, upper, work string, binds map[string]string) (*os.File, error) {
+// it, where there is something to mount them on.
+func mountDetached(lower []string, upper, work string, binds ...bind) (*os.File, error) {
 	dir, err := os.MkdirTemp("", "slipway-view-")
 	if err != nil {
 		return nil, err
@@ -60,26 +65,46 @@ func mountDetached(lower []string, upper, work string, binds map[string]string) 
 }
 
 // bindInside mounts host paths in the tree at dir, resolving targets inside it. A target
-// that is not there, or is of another kind, is left out: it has nothing to show.
-func bindInside(dir string, binds map[string]string) error {
-	if len(binds) == 0 {
-		return nil
-	}
+// that is not there, or is of another kind, is left out: it has nothing to show. The target
+// "/" without a source is the tree itself.
+func bindInside(dir string, binds []bind) error {
 	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	for _, target := range slices.SortedFunc(maps.Keys(binds), func(a, b string) int { return depth(a) - depth(b) }) {
-		at, err := openIn(root, target, unix.O_PATH)
-		if err != nil {
-			continue
-		}
-		err = unix.Mount(binds[target], fmt.Sprintf("/proc/self/fd/%d", at.Fd()), "", unix.MS_BIND|unix.MS_REC, "")
-		at.Close()
+	slices.SortFunc(binds, func(a, b bind) int { return depth(a.target) - depth(b.target) })
+	for _, b := range binds {
+		err := b.mount(root)
 		if err != nil && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
+	}
+	return nil
+}
+
+func (b bind) mount(root *os.File) error {
+	if b.source != "" {
+		at, err := openIn(root, b.target, unix.O_PATH)
+		if err != nil {
+			return nil
+		}
+		err = unix.Mount(b.source, fmt.Sprintf("/proc/self/fd/%d", at.Fd()), "", unix.MS_BIND|unix.MS_REC, "")
+		at.Close()
+		if err != nil {
+			return err
+		}
+	}
+	if !b.readOnly {
+		return nil
+	}
+	at, err := openIn(root, b.target, unix.O_PATH) // again: what is mounted there now
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if err := unix.Mount("", fmt.Sprintf("/proc/self/fd/%d", at.Fd()), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", b.target, err)
 	}
 	return nil
 }

@@ -1,0 +1,94 @@
+package container
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+// A link that a container left is no way to write where the container itself cannot.
+func TestCopyRespectsReadOnly(t *testing.T) {
+	m := newMachine(t)
+	host := t.TempDir()
+	for _, running := range []bool{false, true} {
+		i := m.create(Spec{
+			Cmd: []string{"sh", "-c", "ln -s /ro /rw/to-ro; ln -s /etc /rw/to-root; echo ready; exec sleep 1000"}, ReadOnly: true,
+			Mounts: []Mount{
+				{Type: MountBind, Source: host, Target: "/ro", ReadOnly: true},
+				{Type: MountVolume, Source: "writable", Target: "/rw"},
+			},
+		})
+		m.start(i.ID)
+		m.awaitLine(i.ID, "ready")
+		if !running {
+			if err := m.Kill(t.Context(), i.ID, "KILL"); err != nil {
+				t.Fatal(err)
+			}
+			m.await(i.ID, WaitNotRunning)
+		}
+		for _, to := range []string{"/rw/to-ro", "/rw/to-root"} {
+			err := m.CopyTo(t.Context(), i.ID, to, archiveOf(t, "planted", "x"), CopyToOptions{})
+			if !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "read-only") {
+				t.Errorf("running %v: copy to %s: %v; want it refused", running, to, err)
+			}
+		}
+		if _, err := os.Lstat(filepath.Join(host, "planted")); !os.IsNotExist(err) {
+			t.Errorf("running %v: a file was made in a read-only mount", running)
+		}
+		if err := m.CopyTo(t.Context(), i.ID, "/rw", archiveOf(t, "welcome", "x"), CopyToOptions{}); err != nil {
+			t.Errorf("running %v: copy to the writable volume: %v", running, err)
+		}
+	}
+}
+
+func (m *machine) awaitLine(ref, line string) {
+	m.t.Helper()
+	logs, err := m.Logs(m.t.Context(), ref, LogOptions{Stdout: true, Follow: true, Tail: -1})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer logs.Close()
+	for {
+		e, err := logs.Next()
+		if err != nil {
+			m.t.Fatalf("container %s ended without printing %q: %v", ref, line, err)
+		}
+		if string(e.Line) == line+"\n" {
+			return
+		}
+	}
+}
+
+// TestVolumeSubpath mounts a part of a volume, which links in the volume cannot make a part of the machine.
+func TestVolumeSubpath(t *testing.T) {
+	m := newMachine(t)
+	host := t.TempDir()
+	if err := os.WriteFile(filepath.Join(host, "secret"), []byte("of the host"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	whole := Mount{Type: MountVolume, Source: "vol", Target: "/vol"}
+	m.output(Spec{Mounts: []Mount{whole}, Cmd: []string{"sh", "-c", "mkdir -p /vol/a/b; echo part >/vol/a/b/f; ln -s a/b /vol/inner; ln -s " + host + " /vol/outer"}})
+	part := func(sub string) Spec {
+		return Spec{Mounts: []Mount{{Type: MountVolume, Source: "vol", Target: "/part", Subpath: sub}}, Cmd: []string{"sh", "-c", "cat /part/* /part 2>/dev/null; true"}}
+	}
+	for _, sub := range []string{"a/b", "a/b/f", "inner"} {
+		if out, code := m.output(part(sub)); out != "part\n" || code != 0 {
+			t.Errorf("subpath %s shows %q, code %d; want the volume's part", sub, out, code)
+		}
+	}
+	for _, sub := range []string{"outer", "outer/secret", "absent"} {
+		i := m.create(part(sub))
+		if err := m.Start(t.Context(), i.ID); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "cannot access path") {
+			t.Errorf("subpath %s: %v; want it refused", sub, err)
+		}
+	}
+	if left, err := os.ReadDir(m.subpaths()); err != nil || len(left) > 0 {
+		t.Errorf("places for parts of volumes are left: %v, %v", left, err)
+	}
+	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(table), m.subpaths()+"/") {
+		t.Errorf("mounts of parts of volumes are left (%v)", err)
+	}
+}
