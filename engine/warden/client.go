@@ -60,6 +60,9 @@ type waiter struct {
 // errLost ends a call whose connection broke.
 var errLost = errors.New("the connection to the warden was lost")
 
+// errUnsent is errLost of a request that no warden has got, or not as a whole: it may be sent again whatever it asks for.
+var errUnsent = fmt.Errorf("%w before it had the request", errLost)
+
 // errClosed is the cause of everything that ends with Close.
 var errClosed = errors.New("the warden client is closed")
 
@@ -308,7 +311,7 @@ func (c *Client) call(ctx context.Context, method string, body any, fds []int, r
 			return err
 		}
 		err := c.request(ctx, method, body, fds, reply)
-		if !errors.Is(err, errLost) || !repeatable[method] {
+		if !errors.Is(err, errUnsent) && !(errors.Is(err, errLost) && repeatable[method]) {
 			return err
 		}
 	}
@@ -361,7 +364,7 @@ func (c *Client) request(ctx context.Context, method string, body any, fds []int
 	if wire == nil {
 		c.mu.Unlock()
 		m.Discard()
-		return unavailable(errLost)
+		return unavailable(errUnsent)
 	}
 	c.lastID++
 	m.ID = c.lastID
@@ -372,7 +375,7 @@ func (c *Client) request(ctx context.Context, method string, body any, fds []int
 		if errors.Is(err, ErrFrame) {
 			return err
 		}
-		return unavailable(errLost)
+		return unavailable(errUnsent)
 	}
 	select {
 	case r, ok := <-w.reply:

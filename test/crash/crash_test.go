@@ -172,10 +172,17 @@ func TestWardenKilled(t *testing.T) {
 	d := start(t)
 	d.Docker(t, "run", "-d", "--name", "counter", harness.Base, "sh", "-c", count)
 	steady := identities(t, d, "steady")
-	for range 3 {
+	pick := random(t)
+	for range rounds(t) {
+		time.Sleep(time.Duration(pick.IntN(100)) * time.Millisecond) // not to wait for anything: this is the random moment
 		d.KillWarden()
 		// Whatever needs the warden waits for the new one.
-		d.Docker(t, "run", "--rm", harness.Base, "true")
+		if got := d.Docker(t, "exec", "counter", "echo", "inside"); got != "inside\n" {
+			t.Errorf("exec says %q", got)
+		}
+		if got := d.Docker(t, "run", "--rm", harness.Base, "echo", "new"); got != "new\n" {
+			t.Errorf("run says %q", got)
+		}
 	}
 	if after := identities(t, d, "steady"); after != steady {
 		t.Errorf("pods were\n%s\nand are\n%s", steady, after)
