@@ -125,6 +125,11 @@ func (e *engine) imageUsers() []image.User {
 	users := make([]image.User, 0, len(infos))
 	for _, info := range infos {
 		users = append(users, image.User{Container: info.ID, Image: digest.Digest(info.ImageID), Running: info.State.Running})
+		for _, m := range info.Spec.Mounts {
+			if m.ImageID != "" { // mounted in it
+				users = append(users, image.User{Container: info.ID, Image: digest.Digest(m.ImageID), Running: info.State.Running})
+			}
+		}
 	}
 	return users
 }

@@ -146,6 +146,7 @@ func (m *Manager) createMounts(ctx context.Context, c *instance, chain image.Cha
 			if err != nil {
 				return nil, fmt.Errorf("mount image %s: %w", mt.Source, err)
 			}
+			mt.ImageID, mt.Chain = img.ID.String(), sub.ChainID.String()
 			labels[fmt.Sprintf("containerd.io/gc.ref.snapshot.%s/%d", snapshotter, i)] = sub.ChainID.String()
 		case MountBind:
 			if err := checkBind(mt); err != nil {

@@ -10,9 +10,11 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"slipway.dev/slipway/engine/image"
 	"slipway.dev/slipway/engine/volume"
 )
 
@@ -174,17 +176,17 @@ func tmpfsMount(mt *Mount) specs.Mount {
 }
 
 func (m *Manager) imageMount(ctx context.Context, mt *Mount) (specs.Mount, error) {
-	img, err := m.Images.Get(ctx, mt.Source)
-	if err != nil {
-		return specs.Mount{}, err
-	}
-	chain, err := m.Images.Rootfs(ctx, img)
+	chain, err := m.mountedChain(ctx, mt)
 	if err != nil {
 		return specs.Mount{}, err
 	}
 	dirs := layers(chain.Lower).directory("/" + mt.Subpath)
-	if len(dirs) == 0 {
-		return specs.Mount{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("image %s has no directory %q", mt.Source, "/"+mt.Subpath))
+	if len(dirs) == 0 { // a single file, perhaps
+		host, fi, err := layers(chain.Lower).resolve("/" + mt.Subpath)
+		if err != nil || !fi.Mode().IsRegular() {
+			return specs.Mount{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("cannot access path /%s of image %s: it has no such directory or file", mt.Subpath, mt.Source))
+		}
+		dirs = []string{host}
 	}
 	out := specs.Mount{Destination: filepath.Clean(mt.Target)}
 	if len(dirs) == 1 {
@@ -194,6 +196,18 @@ func (m *Manager) imageMount(ctx context.Context, mt *Mount) (specs.Mount, error
 	out.Type, out.Source = "overlay", "overlay"
 	out.Options = append([]string{"lowerdir=" + strings.Join(dirs, ":"), "ro"}, overlayOptions...)
 	return out, nil
+}
+
+// mountedChain is the image that is mounted, as it was when the container was created.
+func (m *Manager) mountedChain(ctx context.Context, mt *Mount) (image.Chain, error) {
+	if mt.Chain != "" {
+		return m.Images.Chain(digest.Digest(mt.Chain))
+	}
+	img, err := m.Images.Get(ctx, mt.Source)
+	if err != nil {
+		return image.Chain{}, err
+	}
+	return m.Images.Rootfs(ctx, img)
 }
 
 // unmountVolumes gives back what userMounts took from the volume store.

@@ -146,6 +146,11 @@ type Mount struct {
 	TmpfsMode uint32 `json:",omitempty"` // 0: 1777
 	Unlisted  bool   `json:",omitempty"` // not among Info.Mounts: what --tmpfs asks for is shown with the request only
 
+	// ImageID and Chain are what the reference of an image meant when the container was created, which
+	// keeps it: the name may go, or mean another. Set by Create.
+	ImageID string `json:",omitempty"`
+	Chain   string `json:",omitempty"`
+
 	// Anonymous marks volumes that were made for this container only: removed with it
 	// by AutoRemove and by RemoveOptions.Volumes. Set by Create.
 	Anonymous bool `json:",omitempty"`
