@@ -18,8 +18,12 @@ import (
 	"slipway.dev/slipway/engine/warden"
 )
 
-// keptExecs bounds how many finished execs of one container can still be inspected.
-const keptExecs = 64
+// keptExecs bounds how many finished execs of one container can still be inspected, and
+// waitingExecs how many more there may be that were never started.
+const (
+	keptExecs    = 64
+	waitingExecs = 1024
+)
 
 // execution is one exec, from its creation until it is forgotten.
 type execution struct {
@@ -83,10 +87,10 @@ func (m *Manager) enterExec(e *execution) {
 	if len(c.execIDs) <= keptExecs {
 		return
 	}
-	spare := len(c.execIDs) - keptExecs
+	spare, crowded := len(c.execIDs)-keptExecs, len(c.execIDs) > keptExecs+waitingExecs
 	c.execIDs = slices.DeleteFunc(c.execIDs, func(id string) bool {
 		old := m.execs[id]
-		if spare == 0 || old != nil && !old.finished() {
+		if spare == 0 || old == e || old != nil && !old.finished() && (old.begun() || !crowded) {
 			return false
 		}
 		spare--
@@ -99,6 +103,12 @@ func (m *Manager) forgetExec(e *execution) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.execs, e.id)
+}
+
+func (e *execution) begun() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.started
 }
 
 func (e *execution) finished() bool {

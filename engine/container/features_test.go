@@ -368,6 +368,31 @@ func TestCopyStaysInside(t *testing.T) {
 	}
 }
 
+// A client that creates execs and starts none must not fill the daemon's memory.
+func TestExecsThatAreNeverStartedAreForgotten(t *testing.T) {
+	m := newMachine(t)
+	i := m.run(Spec{Cmd: []string{"sleep", "1000"}})
+	first, err := m.ExecCreate(t.Context(), i.ID, ExecSpec{Cmd: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range keptExecs + waitingExecs {
+		if _, err := m.ExecCreate(t.Context(), i.ID, ExecSpec{Cmd: []string{"true"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := m.ExecInspect(first); !errdefs.IsNotFound(err) {
+		t.Errorf("the first of too many execs = %v; want not found", err)
+	}
+	last, err := m.ExecCreate(t.Context(), i.ID, ExecSpec{Cmd: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ExecStart(t.Context(), last, ExecIO{}); err != nil {
+		t.Errorf("the newest exec does not start: %v", err)
+	}
+}
+
 // Docker's API takes archives compressed or not, and testcontainers sends them with gzip.
 func TestCopyOfACompressedArchive(t *testing.T) {
 	m := newMachine(t)
