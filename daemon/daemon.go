@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"slipway.dev/slipway/cluster/record"
+	"slipway.dev/slipway/daemon/rundir"
 	"slipway.dev/slipway/daemon/version"
 	"slipway.dev/slipway/dockerapi"
 	"slipway.dev/slipway/registry"
@@ -179,12 +180,12 @@ func (d *daemon) door(name string, l net.Listener, h http.Handler) {
 
 // announce writes down what runs where.
 func (d *daemon) announce() error {
-	r := Record{PID: os.Getpid(), Version: version.Version, DataDir: d.DataDir, RunDir: d.RunDir, Instance: d.instance,
+	r := rundir.Record{PID: os.Getpid(), Version: version.Version, DataDir: d.DataDir, RunDir: d.RunDir, Instance: d.instance,
 		APIPort: port(d.api), RegistryPort: port(d.registry)}
-	if err := r.write(); err != nil {
+	if err := r.Write(); err != nil {
 		return err
 	}
-	d.closers.add("record", func(context.Context) error { return r.stopped() })
+	d.closers.add("record", func(context.Context) error { return r.Stopped() })
 	d.Log.Info("ready", "version", r.Version, "docker", d.docker.Addr().String(), "api", d.api.Addr().String(),
 		"registry", d.registry.Addr().String(), "data", d.DataDir)
 	if d.Ready != nil {

@@ -16,12 +16,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"slipway.dev/slipway/daemon/rundir"
 )
 
 // The defaults of `slipway serve`.
 const (
 	DefaultDataDir      = "/var/lib/slipway"
-	DefaultRunDir       = "/run/slipway"
+	DefaultRunDir       = rundir.Default
 	DefaultAPIPort      = 6443
 	DefaultRegistryPort = 5000
 )
@@ -40,53 +42,7 @@ type Options struct {
 	Log          *slog.Logger
 	Dump         io.Writer // where the goroutines of a daemon that does not end are written; nil: nowhere
 	// Ready, when not nil, is called once everything is served.
-	Ready func(Record)
-}
-
-// Record is what others need to know of the daemon of a run directory: R/daemon.json. It stays when the daemon stops,
-// because its containers go on: whoever starts the daemon again, or takes everything down, finds the same directories
-// and ports in it.
-type Record struct {
-	PID          int    `json:"pid"` // 0: it was stopped
-	Version      string `json:"version"`
-	DataDir      string `json:"dataDir"`
-	RunDir       string `json:"runDir"`
-	Instance     string `json:"instance"`
-	APIPort      int    `json:"apiPort"`
-	RegistryPort int    `json:"registryPort"`
-}
-
-func recordPath(runDir string) string { return filepath.Join(runDir, "daemon.json") }
-
-// ReadRecord finds the daemon of a run directory; the error is os.ErrNotExist when none ever ran there.
-func ReadRecord(runDir string) (Record, error) {
-	var r Record
-	raw, err := os.ReadFile(recordPath(runDir))
-	if err != nil {
-		return r, err
-	}
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return r, fmt.Errorf("%s: %w", recordPath(runDir), err)
-	}
-	return r, nil
-}
-
-func (r Record) write() error {
-	raw, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	tmp := recordPath(r.RunDir) + ".new"
-	if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, recordPath(r.RunDir))
-}
-
-// stopped notes that the daemon does not run.
-func (r Record) stopped() error {
-	r.PID = 0
-	return r.write()
+	Ready func(rundir.Record)
 }
 
 // instanceID tells daemons of one machine apart in everything that the host can see.
@@ -135,7 +91,7 @@ func AwaitOther(ctx context.Context, o Options) (pid int, err error) {
 		if !alive {
 			return 0, nil
 		}
-		if r, err := ReadRecord(o.RunDir); err == nil && r.PID == h.PID {
+		if r, err := rundir.Read(o.RunDir); err == nil && r.PID == h.PID {
 			return r.PID, nil
 		}
 		select {

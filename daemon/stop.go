@@ -14,12 +14,13 @@ import (
 	"slipway.dev/slipway/cluster/service"
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
+	"slipway.dev/slipway/daemon/rundir"
 	"slipway.dev/slipway/engine/container"
 )
 
 // Stop ends the daemon of a run directory and waits for it. Its containers go on.
 func Stop(ctx context.Context, runDir string) error {
-	r, err := ReadRecord(runDir)
+	r, err := rundir.Read(runDir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // none runs
 	}
@@ -31,14 +32,14 @@ func Stop(ctx context.Context, runDir string) error {
 	}
 	fd, err := unix.PidfdOpen(r.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return r.stopped() // it was killed
+		return r.Stopped() // it was killed
 	}
 	if err != nil {
 		return fmt.Errorf("find the daemon: %w", err)
 	}
 	defer unix.Close(fd)
 	if !isDaemon(r.PID) {
-		return r.stopped() // its number belongs to another process by now
+		return r.Stopped() // its number belongs to another process by now
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("stop the daemon: %w", err)
@@ -74,7 +75,7 @@ var workloads = []schema.GroupResource{
 // Teardown stops the daemon and removes all that it runs: workloads, containers, sandboxes, networks,
 // and the warden itself. Images, volumes, configuration and secrets stay.
 func Teardown(ctx context.Context, o Options) error {
-	if r, err := ReadRecord(o.RunDir); err == nil {
+	if r, err := rundir.Read(o.RunDir); err == nil {
 		o.DataDir = r.DataDir
 	}
 	if err := Stop(ctx, o.RunDir); err != nil {

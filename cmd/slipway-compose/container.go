@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"slipway.dev/slipway/daemon/rundir"
 )
 
 // Some verbs are about one container, whoever made it: `slipway` has them for containers, and here the service's name becomes
@@ -132,13 +133,5 @@ func (a *app) becomeContainer(ctx context.Context, service string, index int, ar
 
 // become replaces this process by `slipway`; it returns only with an error.
 func (a *app) become(args []string) error {
-	path, err := program("slipway")
-	if err != nil {
-		return err
-	}
-	env := append(os.Environ(), "SLIPWAY_RUN_DIR="+a.runDirectory())
-	if err := syscall.Exec(path, append([]string{"slipway"}, args...), env); err != nil {
-		return fmt.Errorf("run %s: %w", path, err)
-	}
-	return nil
+	return rundir.Become("slipway", args, append(os.Environ(), "SLIPWAY_RUN_DIR="+a.runDirectory()))
 }

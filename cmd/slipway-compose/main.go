@@ -18,6 +18,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+
+	"slipway.dev/slipway/daemon/rundir"
 )
 
 func main() {
@@ -86,16 +88,11 @@ type app struct {
 	started     string // what has come of the verb so far, for those who interrupt it
 }
 
-const defaultRunDir = "/run/slipway"
-
 func (a *app) runDirectory() string {
 	if a.runDir != "" {
 		return a.runDir
 	}
-	if dir := os.Getenv("SLIPWAY_RUN_DIR"); dir != "" {
-		return dir
-	}
-	return defaultRunDir
+	return rundir.Chosen()
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -131,7 +128,7 @@ restarted when they fail, a changed image or configuration is a rolling update, 
 	f.StringArrayVar(&a.source.envFiles, "env-file", nil, "read variables from `FILE` instead of .env")
 	// This one cannot be mistaken for a verb's own.
 	root.PersistentFlags().StringVar(&a.kubeContext, "context", "", "apply to the cluster of a kubeconfig context instead of this machine")
-	f.StringVar(&a.runDir, "run-dir", "", "run directory of the daemon (default $SLIPWAY_RUN_DIR or "+defaultRunDir+")")
+	f.StringVar(&a.runDir, "run-dir", "", "run directory of the daemon (default $SLIPWAY_RUN_DIR or "+rundir.Default+")")
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"slipway.dev/slipway/compose/apply"
+	"slipway.dev/slipway/daemon/rundir"
 )
 
 // downFlags are those of down.
@@ -41,7 +42,7 @@ func (a *app) downCommand() *cobra.Command {
 			case f.images != "":
 				return usageError{errors.New("--rmi: images stay, since they may be shared: remove them with `slipway rmi`")}
 			case f.all:
-				return a.teardown()
+				return rundir.Teardown(a.runDirectory())
 			}
 			return a.down(cmd.Context(), &f, args)
 		},

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/common"
+
+	"slipway.dev/slipway/daemon/rundir"
 )
 
 // apiPath is the version that this command was written against; the daemon beside it serves it.
@@ -31,7 +33,7 @@ type client struct {
 }
 
 func newClient(runDir string, start func(context.Context) error) *client {
-	c := &client{socket: filepath.Join(runDir, "docker.sock"), start: start}
+	c := &client{socket: rundir.Socket(runDir), start: start}
 	c.http.Transport = &http.Transport{
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableCompression: true,
@@ -43,7 +45,7 @@ func newClient(runDir string, start func(context.Context) error) *client {
 func (c *client) dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.socket)
-	if err == nil && killed(filepath.Dir(c.socket)) {
+	if err == nil && rundir.Killed(filepath.Dir(c.socket)) {
 		conn.Close()
 		err = syscall.ECONNREFUSED
 	}
@@ -85,7 +87,7 @@ func (c *client) watch(ctx context.Context, conn *net.UnixConn) net.Conn {
 				return
 			case <-tick.C:
 			}
-			if !killed(filepath.Dir(c.socket)) {
+			if !rundir.Killed(filepath.Dir(c.socket)) {
 				continue
 			}
 			if c.start(ctx) != nil {

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/spf13/cobra"
+
+	"slipway.dev/slipway/daemon/rundir"
 )
 
 // cli holds what all verbs share.
@@ -17,7 +19,7 @@ func (c *cli) runDirectory() string {
 	if c.runDir != "" {
 		return c.runDir
 	}
-	return envRunDir()
+	return rundir.Chosen()
 }
 
 // Groups of verbs in --help.
@@ -59,7 +61,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.PersistentFlags().StringVar(&c.runDir, "run-dir", "", "run directory of the daemon (default $SLIPWAY_RUN_DIR or "+defaultRunDir+")")
+	root.PersistentFlags().StringVar(&c.runDir, "run-dir", "", "run directory of the daemon (default $SLIPWAY_RUN_DIR or "+rundir.Default+")")
 	root.AddGroup(
 		&cobra.Group{ID: groupProject, Title: "Projects:"},
 		&cobra.Group{ID: groupContainers, Title: "Containers:"},

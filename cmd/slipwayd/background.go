@@ -49,7 +49,7 @@ func (f flags) spawn() error {
 	if err := os.MkdirAll(f.options.RunDir, 0o711); err != nil {
 		return err
 	}
-	logPath := filepath.Join(f.options.RunDir, "slipwayd.log")
+	logPath := filepath.Join(f.options.RunDir, logName)
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return err

@@ -8,14 +8,13 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/pflag"
 
 	"slipway.dev/slipway/daemon"
+	"slipway.dev/slipway/daemon/rundir"
 	"slipway.dev/slipway/daemon/version"
 )
 
@@ -36,7 +35,7 @@ func parse(args []string) (flags, error) {
 	set := pflag.NewFlagSet("slipwayd", pflag.ContinueOnError)
 	set.SortFlags = false
 	set.StringVar(&f.options.DataDir, "data-dir", daemon.DefaultDataDir, "where images, containers, volumes and the cluster's state are kept")
-	set.StringVar(&f.options.RunDir, "run-dir", envOr("SLIPWAY_RUN_DIR", daemon.DefaultRunDir), "where sockets and the kubeconfig are ($SLIPWAY_RUN_DIR)")
+	set.StringVar(&f.options.RunDir, "run-dir", rundir.Chosen(), "where sockets and the kubeconfig are ($SLIPWAY_RUN_DIR)")
 	set.IntVar(&f.options.APIPort, "api-port", daemon.DefaultAPIPort, "port of the Kubernetes API; 0: any free one")
 	set.IntVar(&f.options.RegistryPort, "registry-port", daemon.DefaultRegistryPort, "port of the registry, on localhost; 0: any free one")
 	set.Func("pod-range", "where pods have their addresses, such as 10.160.0.0/18: kept by the data directory once it is chosen; without it, one that this machine does not route", rangeOf(&f.options.PodRange))
@@ -69,13 +68,6 @@ func rangeOf(to *netip.Prefix) func(string) error {
 		*to = p
 		return nil
 	}
-}
-
-func envOr(name, def string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return def
 }
 
 func run(args []string) int {
@@ -112,9 +104,10 @@ func (f flags) act() error {
 		return fmt.Errorf("--log-level: %w", err)
 	}
 	syscall.Umask(0o022) // what images and volumes hold must not depend on who starts us; sockets rely on it
-	f.options.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	f.options.Log = slog.New(slog.NewTextHandler(openLog(f.options.RunDir), &slog.HandlerOptions{Level: level}))
 	f.options.Dump = os.Stderr
-	if err := f.programs(); err != nil {
+	var err error
+	if f.options.Warden, err = rundir.Program("slipway-warden"); err != nil {
 		return err
 	}
 	switch {
@@ -124,28 +117,10 @@ func (f flags) act() error {
 		return f.background(ctx)
 	}
 	if report := readyPipe(); report != nil {
-		f.options.Ready = func(daemon.Record) {
+		f.options.Ready = func(rundir.Record) {
 			report.WriteString("ready\n")
 			report.Close()
 		}
 	}
 	return daemon.Run(ctx, f.options)
-}
-
-// programs finds the warden beside this executable, or in PATH.
-func (f *flags) programs() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	if resolved, err := filepath.EvalSymlinks(self); err == nil {
-		self = resolved
-	}
-	f.options.Warden = filepath.Join(filepath.Dir(self), "slipway-warden")
-	if _, err := os.Stat(f.options.Warden); err != nil {
-		if f.options.Warden, err = exec.LookPath("slipway-warden"); err != nil {
-			return fmt.Errorf("slipway-warden not found beside %s or in PATH: is Slipway installed completely?", self)
-		}
-	}
-	return nil
 }
