@@ -118,9 +118,20 @@ func (l *links) remove(name string) error {
 	return nil
 }
 
+// whole lists until nothing has changed meanwhile. The kernel says when something has, and on a machine where containers come
+// and go something often does.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // named lists interfaces whose name starts with prefix.
 func (l *links) named(prefix string) (map[string]netlink.Link, error) {
-	all, err := l.h.LinkList()
+	all, err := whole(l.h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -136,7 +147,9 @@ func (l *links) named(prefix string) (map[string]netlink.Link, error) {
 // taken lists every range that this machine routes or owns an address in. A default route is none, also not in the
 // two halves that VPNs make it of.
 func (l *links) taken() ([]netip.Prefix, error) {
-	routes, err := l.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return l.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -149,7 +162,7 @@ func (l *links) taken() ([]netip.Prefix, error) {
 			all = append(all, p)
 		}
 	}
-	addrs, err := l.h.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return l.h.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

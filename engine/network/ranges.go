@@ -149,7 +149,7 @@ func (m *Manager) checkRanges() error {
 
 // foreign lists what is routed to, or owned by, interfaces whose name does not begin with mine.
 func (l *links) foreign(mine string) ([]foreign, error) {
-	all, err := l.h.LinkList()
+	all, err := whole(l.h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -163,7 +163,9 @@ func (l *links) foreign(mine string) ([]foreign, error) {
 			found = append(found, foreign{p.Masked(), name})
 		}
 	}
-	routes, err := l.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return l.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -173,7 +175,7 @@ func (l *links) foreign(mine string) ([]foreign, error) {
 			add(r.LinkIndex, p, ok)
 		}
 	}
-	addrs, err := l.h.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return l.h.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
