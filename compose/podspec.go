@@ -16,12 +16,34 @@ import (
 // defaultGrace is Docker's stop timeout in seconds; Kubernetes' own would be 30.
 const defaultGrace = 10
 
-// pod translates what runs. The annotations belong to the pod.
+// pod translates what runs: a service and those that share its pod. The annotations belong to the pod.
 func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]string, error) {
-	off, grace := false, int64(defaultGrace)
-	if s.StopGracePeriod != nil {
-		grace = int64((time.Duration(*s.StopGracePeriod) + time.Second - 1) / time.Second)
+	off, seconds := false, grace(s)
+	pod := corev1.PodSpec{
+		EnableServiceLinks: &off, AutomountServiceAccountToken: &off, TerminationGracePeriodSeconds: &seconds,
+		Hostname: t.hostname(s.Hostname), DNSConfig: dnsConfig(s),
 	}
+	annotations := map[string]string{}
+	c, err := t.container(s, &pod, annotations)
+	if err != nil {
+		return pod, nil, err
+	}
+	pod.Containers = []corev1.Container{c}
+	if err := t.shared(s, &pod); err != nil {
+		return pod, nil, err
+	}
+	return pod, annotations, t.join(s, &pod, annotations)
+}
+
+func grace(s *types.ServiceConfig) int64 {
+	if s.StopGracePeriod == nil {
+		return defaultGrace
+	}
+	return int64((time.Duration(*s.StopGracePeriod) + time.Second - 1) / time.Second)
+}
+
+// container is a service's own part of a pod; its volumes go to the pod.
+func (t *translation) container(s *types.ServiceConfig, pod *corev1.PodSpec, annotations map[string]string) (corev1.Container, error) {
 	c := corev1.Container{
 		Name: LegalName(s.Name), Image: t.Images[s.Name].Ref, ImagePullPolicy: corev1.PullIfNotPresent,
 		WorkingDir: s.WorkingDir, TTY: s.Tty, Stdin: s.StdinOpen, Env: environment(s.Environment),
@@ -32,18 +54,10 @@ func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]st
 	}
 	t.command(s, &c)
 	if err := t.probes(s, &c); err != nil {
-		return corev1.PodSpec{}, nil, err
+		return c, err
 	}
-	pod := corev1.PodSpec{
-		EnableServiceLinks: &off, AutomountServiceAccountToken: &off, TerminationGracePeriodSeconds: &grace,
-		Hostname: t.hostname(s.Hostname), HostAliases: t.hostAliases(s), DNSConfig: dnsConfig(s),
-	}
-	if err := t.namespaces(s, &pod); err != nil {
-		return pod, nil, err
-	}
-	annotations := map[string]string{}
-	if err := t.mounts(s, &pod, &c, annotations); err != nil {
-		return pod, nil, err
+	if err := t.mounts(s, pod, &c, annotations); err != nil {
+		return c, err
 	}
 	for _, p := range s.Ports {
 		// One port may be published at several places of the host.
@@ -51,12 +65,23 @@ func (t *translation) pod(s *types.ServiceConfig) (corev1.PodSpec, map[string]st
 			c.Ports = append(c.Ports, port)
 		}
 	}
-	if err := t.podSecurity(s, &pod); err != nil {
-		return pod, nil, err
-	}
 	t.extras(s, annotations)
-	pod.Containers = []corev1.Container{c}
-	return pod, annotations, nil
+	return c, nil
+}
+
+// shared is what a service decides for all containers of its pod.
+func (t *translation) shared(s *types.ServiceConfig, pod *corev1.PodSpec) error {
+	if err := t.namespaces(s, pod); err != nil {
+		return err
+	}
+	for _, a := range t.hostAliases(s) {
+		if i := slices.IndexFunc(pod.HostAliases, func(have corev1.HostAlias) bool { return have.IP == a.IP }); i >= 0 {
+			pod.HostAliases[i].Hostnames = append(pod.HostAliases[i].Hostnames, a.Hostnames...)
+		} else {
+			pod.HostAliases = append(pod.HostAliases, a)
+		}
+	}
+	return t.podSecurity(s, pod)
 }
 
 // hostname keeps a host name that is a DNS label, and only that.
@@ -223,7 +248,10 @@ func capability(name string) corev1.Capability {
 }
 
 func (t *translation) podSecurity(s *types.ServiceConfig, pod *corev1.PodSpec) error {
-	sc, used := &corev1.PodSecurityContext{}, false
+	sc, used := pod.SecurityContext, pod.SecurityContext != nil
+	if !used {
+		sc = &corev1.PodSecurityContext{}
+	}
 	for _, g := range s.GroupAdd {
 		n, err := strconv.ParseInt(g, 10, 64)
 		if err != nil {
@@ -250,25 +278,31 @@ func (t *translation) namespaces(s *types.ServiceConfig, pod *corev1.PodSpec) er
 		t.note("network_mode none: it has an address, but reaches nobody and nobody reaches it")
 	case s.NetworkMode == "bridge":
 		t.note("network_mode bridge is taken as the project's own network")
-	case strings.HasPrefix(s.NetworkMode, "service:"), strings.HasPrefix(s.NetworkMode, "container:"):
-		return fmt.Errorf("network_mode %q is not supported: give the service a network", s.NetworkMode)
+	case strings.HasPrefix(s.NetworkMode, "container:"):
+		return fmt.Errorf("network_mode %q is not supported: name a service of the project, with service:NAME", s.NetworkMode)
 	}
-	var err error
-	if pod.HostPID, err = sharesHost("pid", s.Pid); err != nil {
+	host, err := sharesHost("pid", s.Pid)
+	if err != nil {
 		return err
 	}
-	pod.HostIPC, err = sharesHost("ipc", s.Ipc)
+	pod.HostPID = pod.HostPID || host
+	if strings.HasPrefix(s.Pid, "service:") {
+		yes := true
+		pod.ShareProcessNamespace = &yes
+	}
+	host, err = sharesHost("ipc", s.Ipc)
+	pod.HostIPC = pod.HostIPC || host
 	return err
 }
 
 func sharesHost(key, mode string) (bool, error) {
-	switch mode {
-	case "host":
+	switch {
+	case mode == "host":
 		return true, nil
-	case "", "private", "shareable":
+	case mode == "" || mode == "private" || mode == "shareable" || strings.HasPrefix(mode, "service:"):
 		return false, nil
 	}
-	return false, fmt.Errorf("%s %q is not supported: use host, or leave it out", key, mode)
+	return false, fmt.Errorf("%s %q is not supported: use host or service:NAME, or leave it out", key, mode)
 }
 
 func (t *translation) hostAliases(s *types.ServiceConfig) []corev1.HostAlias {

@@ -20,7 +20,7 @@ func (t *translation) policies() {
 		if s.NetworkMode == "none" {
 			// The pod has an address like every other, but nobody hears it and it hears nobody.
 			t.add(t.policy(LegalName(name+"-none"), networkingv1.NetworkPolicySpec{
-				PodSelector: metav1.LabelSelector{MatchLabels: selector(name)},
+				PodSelector: metav1.LabelSelector{MatchLabels: t.selector(name)},
 				PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress},
 			}))
 		}
@@ -33,7 +33,7 @@ func (t *translation) policies() {
 			ports = append(ports, networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &target})
 		}
 		t.add(t.policy(LegalName(name+"-published"), networkingv1.NetworkPolicySpec{
-			PodSelector: metav1.LabelSelector{MatchLabels: selector(name)},
+			PodSelector: metav1.LabelSelector{MatchLabels: t.selector(name)},
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 			Ingress:     []networkingv1.NetworkPolicyIngressRule{{Ports: ports}},
 		}))

@@ -65,7 +65,7 @@ func (t *translation) findOwners() error {
 			}
 			all = append(all, ports...)
 		}
-		t.shared[name] = distinct(all)
+		t.common[name] = distinct(all)
 	}
 	return nil
 }
@@ -87,12 +87,12 @@ func (t *translation) selects(name string, s *types.ServiceConfig) map[string]st
 	if len(t.owners[name].services) > 1 {
 		return map[string]string{labelShared + name: "true"}
 	}
-	return selector(s.Name)
+	return t.selector(s.Name)
 }
 
 // nameService is a virtual address, or headless where no port is known and the cluster cannot forward all.
 func (t *translation) nameService(s *types.ServiceConfig, name string, ports []corev1.ServicePort, aliases []string) *corev1.Service {
-	if shared, ok := t.shared[name]; ok {
+	if shared, ok := t.common[name]; ok {
 		ports = shared
 	}
 	svc := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: t.meta(name, s.Name),
@@ -246,7 +246,7 @@ func (t *translation) published(s *types.ServiceConfig) error {
 
 func (t *translation) publishing(s *types.ServiceConfig, name string, kind corev1.ServiceType, ports []corev1.ServicePort) *corev1.Service {
 	svc := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: t.meta(name, s.Name),
-		Spec: corev1.ServiceSpec{Type: kind, Selector: selector(s.Name), Ports: ports}}
+		Spec: corev1.ServiceSpec{Type: kind, Selector: t.selector(s.Name), Ports: ports}}
 	svc.Annotations = map[string]string{annotationPublished: "true"}
 	if kind == corev1.ServiceTypeLoadBalancer {
 		no := false

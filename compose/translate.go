@@ -75,8 +75,9 @@ type translation struct {
 	jobs    map[string]bool // services that are meant to end
 	configs map[string]projected
 	secrets map[string]projected
+	leaders map[string]string               // of the pods that services are in, by service
 	owners  map[string]owner                // by legal name
-	shared  map[string][]corev1.ServicePort // of names that several services share
+	common  map[string][]corev1.ServicePort // of names that several services share
 	service *types.ServiceConfig            // the one being translated, for notes
 }
 
@@ -87,8 +88,11 @@ func Translate(in Input) (*Plan, error) {
 		return nil, err
 	}
 	t := &translation{Input: in, plan: &Plan{Namespace: ns}, jobs: meantToEnd(in.Project),
-		configs: map[string]projected{}, secrets: map[string]projected{}, shared: map[string][]corev1.ServicePort{}}
+		configs: map[string]projected{}, secrets: map[string]projected{}, common: map[string][]corev1.ServicePort{}}
 	if err := t.checkNames(); err != nil {
+		return nil, err
+	}
+	if err := t.findGroups(); err != nil {
 		return nil, err
 	}
 	if err := t.findOwners(); err != nil {
@@ -185,13 +189,11 @@ func (t *translation) meta(name, service string) metav1.ObjectMeta {
 	return m
 }
 
-// selector finds the pods of a service.
-func selector(service string) map[string]string {
-	return map[string]string{labelName: LegalName(service)}
-}
-
 func (t *translation) one(s *types.ServiceConfig) error {
 	t.refuse(s)
+	if err := t.names(s); err != nil || t.leaders[s.Name] != s.Name {
+		return err
+	}
 	pod, annotations, err := t.pod(s)
 	if err != nil {
 		return err
@@ -200,18 +202,24 @@ func (t *translation) one(s *types.ServiceConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := t.names(s); err != nil {
-		return err
-	}
-	t.plan.Workloads = append(t.plan.Workloads, Workload{Service: s.Name, Object: workload, Needs: needs(s)})
+	t.plan.Workloads = append(t.plan.Workloads, Workload{Service: s.Name, Object: workload, Needs: t.needs(s)})
 	return nil
 }
 
-func needs(s *types.ServiceConfig) []Need {
+// needs are those of the services in a workload's pods, on workloads of others.
+func (t *translation) needs(leader *types.ServiceConfig) []Need {
 	var out []Need
-	for _, name := range sortedNames(s.DependsOn) {
-		d := s.DependsOn[name]
-		out = append(out, Need{Service: name, Condition: d.Condition, Required: d.Required})
+	for _, s := range t.group(leader.Name) {
+		for _, name := range sortedNames(s.DependsOn) {
+			d := s.DependsOn[name]
+			other, known := t.leaders[name]
+			if !known {
+				other = name
+			}
+			if n := (Need{Service: other, Condition: d.Condition, Required: d.Required}); other != leader.Name && !slices.Contains(out, n) {
+				out = append(out, n)
+			}
+		}
 	}
 	return out
 }

@@ -29,8 +29,11 @@ func (t *translation) workload(s *types.ServiceConfig, pod corev1.PodSpec, annot
 	}
 	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: t.podLabels(s), Annotations: annotations}, Spec: pod}
 	meta := t.meta(LegalName(s.Name), s.Name)
-	if s.Deploy != nil && len(s.Deploy.Labels) > 0 {
-		meta.Annotations = map[string]string{}
+	meta.Annotations = map[string]string{}
+	if services := annotations[AnnotationServices]; services != "" {
+		meta.Annotations[AnnotationServices] = services
+	}
+	if s.Deploy != nil {
 		t.labels(s.Deploy.Labels, "deploy.labels", meta.Annotations)
 	}
 	if t.jobs[s.Name] {
@@ -40,11 +43,11 @@ func (t *translation) workload(s *types.ServiceConfig, pod corev1.PodSpec, annot
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
 		ObjectMeta: meta,
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: selector(s.Name)}, Template: template,
+			Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: t.selector(s.Name)}, Template: template,
 			Strategy: t.strategy(s),
 		},
 	}
-	if pod.Containers[0].ReadinessProbe == nil {
+	if !slices.ContainsFunc(pod.Containers, func(c corev1.Container) bool { return c.ReadinessProbe != nil }) {
 		// Nothing tells that the new version works. It has to go on running for a moment before an old one makes way: one that
 		// crashes at its start is never the only one.
 		d.Spec.MinReadySeconds = 1
@@ -89,13 +92,12 @@ func (t *translation) strategy(s *types.ServiceConfig) appsv1.DeploymentStrategy
 	return appsv1.DeploymentStrategy{Type: appsv1.RollingUpdateDeploymentStrategyType, RollingUpdate: rolling}
 }
 
-func (t *translation) writesVolume(s *types.ServiceConfig) bool {
-	for _, v := range s.Volumes {
-		if v.Type == types.VolumeTypeVolume && v.Source != "" && !v.ReadOnly {
-			return true
-		}
-	}
-	return false
+func (t *translation) writesVolume(leader *types.ServiceConfig) bool {
+	return slices.ContainsFunc(t.group(leader.Name), func(s *types.ServiceConfig) bool {
+		return slices.ContainsFunc(s.Volumes, func(v types.ServiceVolumeConfig) bool {
+			return v.Type == types.VolumeTypeVolume && v.Source != "" && !v.ReadOnly
+		})
+	})
 }
 
 func (t *translation) job(s *types.ServiceConfig, meta metav1.ObjectMeta, template corev1.PodTemplateSpec, n int32) (Object, error) {
@@ -140,20 +142,22 @@ func restartPolicy(s *types.ServiceConfig) *types.RestartPolicy {
 }
 
 // podLabels find the pod for its Services, its networks' policies and people.
-func (t *translation) podLabels(s *types.ServiceConfig) map[string]string {
-	labels := t.meta("", s.Name).Labels
-	internal := len(s.Networks) > 0
-	for name := range s.Networks {
-		labels[labelNetwork+LegalName(name)] = "true"
-		internal = internal && t.Project.Networks[name].Internal
-	}
-	if internal {
-		labels[labelInternal] = "true"
-	}
-	for name, o := range t.owners {
-		if len(o.services) > 1 && slices.Contains(o.services, s.Name) {
-			labels[labelShared+name] = "true"
+func (t *translation) podLabels(leader *types.ServiceConfig) map[string]string {
+	labels := t.meta("", leader.Name).Labels
+	networks, internal := 0, true
+	for _, s := range t.group(leader.Name) {
+		for name := range s.Networks {
+			labels[labelNetwork+LegalName(name)] = "true"
+			networks, internal = networks+1, internal && t.Project.Networks[name].Internal
 		}
+		for name, o := range t.owners {
+			if len(o.services) > 1 && slices.Contains(o.services, s.Name) {
+				labels[labelShared+name] = "true"
+			}
+		}
+	}
+	if networks > 0 && internal {
+		labels[labelInternal] = "true"
 	}
 	return labels
 }
@@ -178,18 +182,21 @@ func (t *translation) restartDependants() error {
 		}
 		done[service] = true
 		var content [][]byte
-		for _, dep := range sortedNames(t.Project.Services[service].DependsOn) {
-			if !t.Project.Services[service].DependsOn[dep].Restart || templates[dep] == nil {
-				continue
+		for _, s := range t.group(service) {
+			for _, name := range sortedNames(s.DependsOn) {
+				dep := t.leaders[name]
+				if !s.DependsOn[name].Restart || templates[dep] == nil || dep == service {
+					continue
+				}
+				if err := visit(dep); err != nil {
+					return err
+				}
+				raw, err := json.Marshal(templates[dep])
+				if err != nil {
+					return err
+				}
+				content = append(content, raw)
 			}
-			if err := visit(dep); err != nil {
-				return err
-			}
-			raw, err := json.Marshal(templates[dep])
-			if err != nil {
-				return err
-			}
-			content = append(content, raw)
 		}
 		if len(content) > 0 {
 			templates[service].Annotations[annotationRestart] = hash(content...)

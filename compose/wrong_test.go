@@ -184,19 +184,24 @@ var wrongFiles = []struct{ name, file, want string }{
 		"DIR/compose.yaml: decoding failed due to the following error(s):\n\n'services[web].healthcheck.interval' time: unknown unit \" minutes\" in duration \"5 minutes\"",
 	},
 	{
-		"network_mode of another service",
-		"services: {web: {image: a, network_mode: 'service:db'}, db: {image: b}}",
-		"service \"web\": network_mode \"service:db\" is not supported: give the service a network",
+		"network_mode of a container",
+		"services: {web: {image: a, network_mode: 'container:db'}}",
+		"service \"web\": network_mode \"container:db\" is not supported: name a service of the project, with service:NAME",
+	},
+	{
+		"a pod of two sizes",
+		"services: {web: {image: a, network_mode: 'service:db', scale: 2}, db: {image: b}}",
+		"service \"web\" shares a pod with \"db\": both need the same number of replicas",
+	},
+	{
+		"a pod that ends and does not",
+		"services: {web: {image: a, network_mode: 'service:db', restart: 'no'}, db: {image: b}}",
+		"service \"web\" shares a pod with \"db\", and only one of them runs to completion: give both the same restart policy",
 	},
 	{
 		"network_mode and networks",
 		"services: {web: {image: a, network_mode: host, networks: [n]}}\nnetworks: {n: {}}",
 		"DIR/compose.yaml: service web declares mutually exclusive `network_mode` and `networks`: invalid compose project",
-	},
-	{
-		"pid of another service",
-		"services: {web: {image: a, pid: 'service:db'}, db: {image: b}}",
-		"service \"web\": pid \"service:db\" is not supported: use host, or leave it out",
 	},
 	{
 		"container_name with replicas",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -206,7 +207,15 @@ func (a *app) upProject(ctx context.Context, f *upFlags, names []string) (*types
 	if err != nil {
 		return nil, err
 	}
-	if p, err = selected(p, names, !f.noDeps); err != nil {
+	// Who shares a pod with a service cannot be left out.
+	whole := []string{}
+	for _, name := range names {
+		whole = append(whole, compose.Group(p, name)...)
+		if !slices.Contains(whole, name) {
+			whole = append(whole, name)
+		}
+	}
+	if p, err = selected(p, whole, !f.noDeps); err != nil {
 		return nil, err
 	}
 	if f.build {

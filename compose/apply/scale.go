@@ -56,12 +56,16 @@ func (x *change) targets() (deployments []*appsv1.Deployment, jobs []*batchv1.Jo
 	defer x.t.mu.Unlock()
 	found := map[string]bool{}
 	wanted := func(o Object) bool {
-		service := o.GetLabels()[labelService]
-		if o.GetLabels()[labelPartOf] != setID(x.namespace) || (len(x.o.Services) > 0 && !slices.Contains(x.o.Services, service)) {
+		if o.GetLabels()[labelPartOf] != setID(x.namespace) {
 			return false
 		}
-		found[service] = true
-		return true
+		any := len(x.o.Services) == 0
+		for _, service := range servicesOf(o) {
+			if slices.Contains(x.o.Services, service) {
+				found[service], any = true, true
+			}
+		}
+		return any
 	}
 	for _, name := range sortedKeys(x.t.deployments) {
 		if d := x.t.deployments[name]; wanted(d) {

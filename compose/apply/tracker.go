@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"slipway.dev/slipway/compose"
 )
 
 // tracker follows a project's workloads and pods by watches, so that waiting is never polling.
@@ -154,6 +156,7 @@ type state struct {
 
 // look is what a service's pods tell, those of the newest version.
 type look struct {
+	pods        int32 // there are
 	running, up int32
 	trouble     string // what holds them up at the moment, in one line
 	crash       bool   // the trouble is that a container exits again and again
@@ -167,7 +170,7 @@ type look struct {
 }
 
 // source is a container whose log can be read.
-type source struct{ pod, container string }
+type source struct{ pod, container, service string }
 
 // version is an object as it was applied; zero: any.
 type version struct {
@@ -317,6 +320,7 @@ func (t *tracker) look(service string, owner types.UID) look {
 		if p.Labels[labelName] != service || p.DeletionTimestamp != nil || (owner != "" && o != nil && o.UID != owner) {
 			continue
 		}
+		l.pods++
 		l.pod(p)
 		for i := range p.Status.ContainerStatuses {
 			c := &p.Status.ContainerStatuses[i]
@@ -357,7 +361,13 @@ func (l *look) pod(p *corev1.Pod) {
 func (l *look) container(p *corev1.Pod, c *corev1.ContainerStatus, service string) {
 	l.restarts = max(l.restarts, c.RestartCount)
 	last := c.LastTerminationState.Terminated
-	here := source{p.Name, c.Name}
+	here := source{p.Name, c.Name, serviceOf(p, c.Name)}
+	before := l.trouble
+	defer func() {
+		if l.trouble != before && len(p.Spec.Containers) > 1 {
+			l.trouble = here.service + strings.TrimPrefix(l.trouble, "it") // of those that share a pod, this one
+		}
+	}()
 	if t := c.State.Terminated; t != nil && t.ExitCode != 0 {
 		l.trouble, l.log = exited(t), here
 	}
@@ -415,6 +425,24 @@ func counted(n int32, noun string) string {
 		return "1 " + noun
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// servicesOf are the services whose containers are in a workload's pods, or in a pod.
+func servicesOf(o Object) []string {
+	if all := o.GetAnnotations()[compose.AnnotationServices]; all != "" {
+		return strings.Split(all, ",")
+	}
+	return []string{o.GetLabels()[labelService]}
+}
+
+// serviceOf is the service of one container of a pod.
+func serviceOf(p *corev1.Pod, container string) string {
+	for _, service := range servicesOf(p) {
+		if compose.LegalName(service) == container {
+			return service
+		}
+	}
+	return p.Labels[labelService]
 }
 
 func sortedKeys[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }

@@ -138,7 +138,7 @@ func TestPodStatus(t *testing.T) {
 		{podOf(corev1.PodFailed, false, terminated(3)), "exited (3)"},
 		{leaving, "stopping"},
 	} {
-		if got := podStatus(tt.pod); got != tt.want {
+		if got := podStatus(tt.pod, ""); got != tt.want {
 			t.Errorf("status of %+v is %q; want %q", tt.pod.Status, got, tt.want)
 		}
 	}

@@ -284,6 +284,7 @@ type rollout struct {
 	mu       sync.Mutex
 	versions map[string]version // guarded by mu; of what was applied
 	phases   map[string]phase   // guarded by mu
+	fresh    map[string]bool    // guarded by mu; started just now, and nothing but time tells when they are ready
 }
 
 // phase is how a service comes along, as far as others need to know.
@@ -297,7 +298,7 @@ const (
 
 func newRollout(c *Cluster, t *tracker, plan *compose.Plan, o UpOptions, count *tally) *rollout {
 	r := &rollout{c: c, t: t, o: o, plan: plan, tally: count, versions: map[string]version{}, legal: map[string]string{},
-		applied: map[string]chan struct{}{}, ends: map[string]bool{}, phases: map[string]phase{}}
+		applied: map[string]chan struct{}{}, ends: map[string]bool{}, phases: map[string]phase{}, fresh: map[string]bool{}}
 	for _, w := range plan.Workloads {
 		r.applied[w.Service] = make(chan struct{})
 		r.legal[w.Service] = w.Object.GetName()
@@ -332,6 +333,25 @@ func (r *rollout) othersMove(service string) bool {
 	return false
 }
 
+// othersFresh tells whether another service was started just now without a health check: it runs, but may not serve yet.
+func (r *rollout) othersFresh(service string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for other := range r.fresh {
+		if other != service {
+			return true
+		}
+	}
+	return false
+}
+
+// known notes that a service is ready, and not only running.
+func (r *rollout) known(service string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.fresh, service)
+}
+
 func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
 	for _, need := range w.Needs {
 		if err := r.need(ctx, w.Service, need); err != nil {
@@ -354,7 +374,7 @@ func (r *rollout) one(ctx context.Context, w *compose.Workload) error {
 
 // await waits until a service is up.
 func (r *rollout) await(ctx context.Context, service, object string) error {
-	v := &vigil{r: r, service: service}
+	v := &vigil{r: r, service: service, object: object}
 	err := r.t.await(ctx, func() (bool, error) { return v.look(r.t.service(object, r.version(service))) })
 	return r.explain(ctx, err)
 }
@@ -384,7 +404,8 @@ func (r *rollout) need(ctx context.Context, service string, n compose.Need) erro
 		s := r.t.service(r.legal[n.Service], r.version(n.Service))
 		switch {
 		case s.failed != "" && n.Required:
-			return false, &FailedError{Service: n.Service, Reason: fmt.Sprintf("depends on %s, which failed: %s", n.Service, s.failed), from: s.log}
+			prefix := fmt.Sprintf("depends on %s, which failed: ", n.Service)
+			return false, &FailedError{Service: n.Service, Reason: prefix + s.failed, from: s.log, prefix: prefix, object: r.legal[n.Service]}
 		case s.failed != "":
 			return true, nil
 		case n.Condition == types.ServiceConditionCompletedSuccessfully:
@@ -424,7 +445,8 @@ func (r *rollout) apply(ctx context.Context, w *compose.Workload) error {
 	if err != nil {
 		return err
 	}
-	switch changed := r.tally.count(out); {
+	changed := r.tally.count(out)
+	switch {
 	case changed || job:
 	case r.o.Recreate, r.t.gaveUp(w.Object.GetName()):
 		if out, err = r.c.restart(ctx, out.GetNamespace(), out.GetName()); err != nil {
@@ -437,8 +459,11 @@ func (r *rollout) apply(ctx context.Context, w *compose.Workload) error {
 		}
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.versions[w.Service] = version{out.GetUID(), out.GetGeneration()}
-	r.mu.Unlock()
+	if changed {
+		r.fresh[w.Service] = true
+	}
 	return nil
 }
 

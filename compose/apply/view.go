@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -22,6 +23,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
+
+	"slipway.dev/slipway/compose"
 )
 
 // Replica is one pod of a project, as `ps` lists it.
@@ -51,25 +54,11 @@ func (c *Cluster) Replicas(ctx context.Context, namespace string) ([]Replica, er
 	}
 	var out []Replica
 	for i := range pods {
-		p := &pods[i]
-		if p.Labels[labelService] == "" {
-			continue
-		}
-		r := Replica{Name: p.Name, Service: p.Labels[labelService], Status: podStatus(p), Started: p.CreationTimestamp.Time,
-			Age: since(p.CreationTimestamp.Time), Ports: ports[p.Labels[labelService]], Address: p.Status.PodIP}
-		if len(p.Spec.Containers) > 0 {
-			r.Image, _, _ = strings.Cut(p.Spec.Containers[0].Image, "@")
-		}
-		for _, s := range p.Status.ContainerStatuses {
-			r.Restarts += s.RestartCount
-			_, r.Container, _ = strings.Cut(s.ContainerID, "://")
-			for _, end := range []*corev1.ContainerStateTerminated{s.LastTerminationState.Terminated, s.State.Terminated} {
-				if end != nil && s.State.Running == nil {
-					r.ExitCode = &end.ExitCode
-				}
+		if p := &pods[i]; p.Labels[labelService] != "" {
+			for j := range p.Spec.Containers {
+				out = append(out, replica(p, &p.Spec.Containers[j], ports))
 			}
 		}
-		out = append(out, r)
 	}
 	stopped, err := c.stopped(ctx, namespace)
 	if err != nil {
@@ -83,6 +72,27 @@ func (c *Cluster) Replicas(ctx context.Context, namespace string) ([]Replica, er
 		return out[i].Name < out[j].Name
 	})
 	return out, nil
+}
+
+// replica is one container of a pod, as people see it: a service's.
+func replica(p *corev1.Pod, c *corev1.Container, ports map[string][]string) Replica {
+	service := serviceOf(p, c.Name)
+	r := Replica{Name: p.Name, Service: service, Status: podStatus(p, c.Name), Started: p.CreationTimestamp.Time,
+		Age: since(p.CreationTimestamp.Time), Ports: ports[service], Address: p.Status.PodIP}
+	r.Image, _, _ = strings.Cut(c.Image, "@")
+	for _, s := range p.Status.ContainerStatuses {
+		if s.Name != c.Name {
+			continue
+		}
+		r.Restarts = s.RestartCount
+		_, r.Container, _ = strings.Cut(s.ContainerID, "://")
+		for _, end := range []*corev1.ContainerStateTerminated{s.LastTerminationState.Terminated, s.State.Terminated} {
+			if end != nil && s.State.Running == nil {
+				r.ExitCode = &end.ExitCode
+			}
+		}
+	}
+	return r
 }
 
 // stopped are services that have no replicas, because somebody wants it so.
@@ -99,11 +109,12 @@ func (c *Cluster) stopped(ctx context.Context, namespace string) (out []Replica,
 		if d.Spec.Replicas == nil || *d.Spec.Replicas > 0 {
 			continue
 		}
-		r := Replica{Name: "-", Service: d.Labels[labelService], Status: "stopped", Started: d.CreationTimestamp.Time, Age: since(d.CreationTimestamp.Time)}
-		if containers := d.Spec.Template.Spec.Containers; len(containers) > 0 {
-			r.Image, _, _ = strings.Cut(containers[0].Image, "@")
+		services := servicesOf(d)
+		for j, c := range d.Spec.Template.Spec.Containers {
+			r := Replica{Name: "-", Service: services[min(j, len(services)-1)], Status: "stopped", Started: d.CreationTimestamp.Time, Age: since(d.CreationTimestamp.Time)}
+			r.Image, _, _ = strings.Cut(c.Image, "@")
+			out = append(out, r)
 		}
-		out = append(out, r)
 	}
 	return out, nil
 }
@@ -131,7 +142,7 @@ func (c *Cluster) Projects(ctx context.Context) ([]Project, error) {
 		if counts[p.Namespace] == nil {
 			counts[p.Namespace] = map[string]int{}
 		}
-		word, _, _ := strings.Cut(podStatus(p), " ")
+		word, _, _ := strings.Cut(podStatus(p, ""), " ")
 		counts[p.Namespace][word]++
 	}
 	out := []Project{}
@@ -167,12 +178,15 @@ func (c *Cluster) list(ctx context.Context, gvr schema.GroupVersionResource, nam
 	return out, nil
 }
 
-// podStatus is what kubectl shows, in Compose's words where it has them.
-func podStatus(p *corev1.Pod) string {
+// podStatus is what kubectl shows of a pod, or of one of its containers, in Compose's words where it has them.
+func podStatus(p *corev1.Pod, container string) string {
 	if p.DeletionTimestamp != nil {
 		return "stopping"
 	}
 	for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+		if container != "" && s.Name != container {
+			continue
+		}
 		if w, last := s.State.Waiting, s.LastTerminationState.Terminated; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
 			if w.Reason == "CrashLoopBackOff" && last != nil {
 				return fmt.Sprintf("restarting (%d)", last.ExitCode)
@@ -186,15 +200,27 @@ func podStatus(p *corev1.Pod) string {
 	if p.Status.Phase != corev1.PodRunning {
 		return strings.ToLower(string(p.Status.Phase))
 	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-			if len(p.Spec.Containers) > 0 && p.Spec.Containers[0].ReadinessProbe != nil {
-				return "running (healthy)"
-			}
-			return "running"
+	probed := false
+	for i := range p.Spec.Containers {
+		if c := &p.Spec.Containers[i]; container == "" || c.Name == container {
+			probed = probed || c.ReadinessProbe != nil
 		}
 	}
-	return "running (not ready)"
+	ready := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+	for _, s := range p.Status.ContainerStatuses {
+		if s.Name == container && len(p.Status.ContainerStatuses) > 1 {
+			ready = s.Ready // of those that share a pod, each for itself
+		}
+	}
+	switch {
+	case !ready:
+		return "running (not ready)"
+	case probed:
+		return "running (healthy)"
+	}
+	return "running"
 }
 
 // published finds the host ports of each service.
@@ -272,16 +298,22 @@ func (c *Cluster) Logs(ctx context.Context, namespace string, o LogOptions) erro
 	reading := map[string]bool{} // by container: a restarted one has a log of its own
 	err = t.await(ctx, func() (bool, error) {
 		for _, p := range t.pods {
-			id := containerID(p)
-			if service := p.Labels[labelService]; service == "" || id == "" || reading[id] || (len(wanted) > 0 && !wanted[service]) {
-				continue
+			for i := range p.Status.ContainerStatuses {
+				from, id := containerLog(p, &p.Status.ContainerStatuses[i])
+				if from.service == "" || id == "" || reading[id] || (len(wanted) > 0 && !wanted[from.service]) {
+					continue
+				}
+				o := o
+				if reading[from.pod+"/"+from.container] {
+					o.Tail, o.Since = -1, time.Since(began) // it is new: all of it is news
+				}
+				reading[id], reading[from.pod+"/"+from.container] = true, true
+				name := p.Name
+				if len(p.Spec.Containers) > 1 {
+					name += "/" + from.service
+				}
+				streams.Go(func() { c.logs(ctx, namespace, from, name, o, line) })
 			}
-			o := o
-			if reading[p.Name] {
-				o.Tail, o.Since = -1, time.Since(began) // it is new: all of it is news
-			}
-			reading[id], reading[p.Name] = true, true
-			streams.Go(func() { c.logs(ctx, p, o, line) })
 		}
 		return !o.Follow, nil
 	})
@@ -294,19 +326,17 @@ func (c *Cluster) Logs(ctx context.Context, namespace string, o LogOptions) erro
 	return err
 }
 
-// containerID is the container of a pod that has a log; empty: none has started.
-func containerID(p *corev1.Pod) string {
-	for _, s := range p.Status.ContainerStatuses {
-		if s.State.Running != nil || s.State.Terminated != nil || s.LastTerminationState.Terminated != nil {
-			return p.Name + "/" + s.ContainerID
-		}
+// containerLog is the log of a container, and which run of it; empty: none has started.
+func containerLog(p *corev1.Pod, s *corev1.ContainerStatus) (from source, run string) {
+	if s.State.Running == nil && s.State.Terminated == nil && s.LastTerminationState.Terminated == nil {
+		return source{}, ""
 	}
-	return ""
+	return source{p.Name, s.Name, serviceOf(p, s.Name)}, p.Name + "/" + s.Name + "/" + s.ContainerID
 }
 
-// logs reads one pod's log to its end; a broken stream is taken up where it broke.
-func (c *Cluster) logs(ctx context.Context, p *corev1.Pod, o LogOptions, line func(source, text string)) {
-	q := url.Values{}
+// logs reads one container's log to its end.
+func (c *Cluster) logs(ctx context.Context, namespace string, from source, name string, o LogOptions, line func(source, text string)) {
+	q := url.Values{"container": {from.container}}
 	if o.Follow {
 		q.Set("follow", "true")
 	}
@@ -319,10 +349,10 @@ func (c *Cluster) logs(ctx context.Context, p *corev1.Pod, o LogOptions, line fu
 	if o.Timestamps {
 		q.Set("timestamps", "true")
 	}
-	stream, err := c.raw(ctx, "/api/v1/namespaces/"+p.Namespace+"/pods/"+p.Name+"/log?"+q.Encode())
+	stream, err := c.raw(ctx, "/api/v1/namespaces/"+namespace+"/pods/"+from.pod+"/log?"+q.Encode())
 	if err != nil {
 		if ctx.Err() == nil {
-			line(p.Name, "logs: "+err.Error())
+			line(name, "logs: "+err.Error())
 		}
 		return
 	}
@@ -330,7 +360,7 @@ func (c *Cluster) logs(ctx context.Context, p *corev1.Pod, o LogOptions, line fu
 	for r := bufio.NewReaderSize(stream, 64<<10); ; {
 		text, err := r.ReadString('\n')
 		if text != "" {
-			line(p.Name, strings.TrimSuffix(text, "\n"))
+			line(name, strings.TrimSuffix(text, "\n"))
 		}
 		if err != nil {
 			return
@@ -375,7 +405,7 @@ func (c *Cluster) Exec(ctx context.Context, namespace string, o ExecOptions) err
 	sort.Slice(pods, func(i, j int) bool { return pods[i].Name < pods[j].Name })
 	var running []string
 	for i := range pods {
-		if p := &pods[i]; p.Labels[labelService] == o.Service && p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
+		if p := &pods[i]; slices.Contains(servicesOf(p), o.Service) && p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
 			running = append(running, p.Name)
 		}
 	}
@@ -391,7 +421,7 @@ func (c *Cluster) Exec(ctx context.Context, namespace string, o ExecOptions) err
 		return err
 	}
 	req := client.Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").VersionedParams(&corev1.PodExecOptions{
-		Command: o.Command, Stdin: o.Stdin != nil, Stdout: true, Stderr: !o.TTY, TTY: o.TTY}, scheme.ParameterCodec)
+		Container: compose.LegalName(o.Service), Command: o.Command, Stdin: o.Stdin != nil, Stdout: true, Stderr: !o.TTY, TTY: o.TTY}, scheme.ParameterCodec)
 	// WebSocket first, as kubectl; SPDY for older clusters.
 	ws, err := remotecommand.NewWebSocketExecutor(c.config, "GET", req.URL().String())
 	if err != nil {

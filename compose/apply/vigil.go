@@ -24,26 +24,52 @@ type FailedError struct {
 	Reason  string
 	Log     []string
 
-	from source
+	from   source
+	prefix string // of the reason, before what the cluster says
+	object string // the workload, when nothing is known of a container yet
 }
 
 func (e *FailedError) Error() string { return e.Reason }
 
+// tailLimit is how long a log may take: one that is running again has no end.
+const tailLimit = 2 * time.Second
+
 // keptLines is how much of a log tells why a service failed.
 const keptLines = 15
+
+// podLag is how long the news of a pod may take after those of the job that failed over it: two watches keep no order.
+const podLag = time.Second
 
 // explain adds to a failure what the container printed last.
 func (r *rollout) explain(ctx context.Context, err error) error {
 	var failed *FailedError
-	if errors.As(err, &failed) && failed.from.pod != "" {
+	if !errors.As(err, &failed) {
+		return err
+	}
+	if failed.from.pod == "" && failed.object != "" {
+		soon, cancel := context.WithTimeout(ctx, podLag)
+		defer cancel()
+		_ = r.t.await(soon, func() (bool, error) { // nothing may be left of the pod: then this is all that is known
+			s := r.t.service(failed.object, r.version(failed.Service))
+			if s.log.pod != "" && s.failed != "" {
+				failed.from, failed.Reason = s.log, failed.prefix+s.failed
+			}
+			return s.log.pod != "" || s.pods == 0, nil
+		})
+	}
+	if failed.from.pod != "" {
+		failed.Service = failed.from.service // of those that share a pod, the one that fails
 		failed.Log = r.c.tail(ctx, r.t.namespace, failed.from)
 	}
 	return err
 }
 
-// tail is the end of a container's log; nothing, if it cannot be had.
+// tail is the end of the log of a container that has ended; nothing, if it cannot be had. It follows the log, because the end
+// may be known before the last line is.
 func (c *Cluster) tail(ctx context.Context, namespace string, s source) (lines []string) {
-	q := url.Values{"container": {s.container}, "tailLines": {strconv.Itoa(keptLines)}}
+	ctx, cancel := context.WithTimeout(ctx, tailLimit)
+	defer cancel()
+	q := url.Values{"container": {s.container}, "tailLines": {strconv.Itoa(keptLines)}, "follow": {"true"}}
 	stream, err := c.raw(ctx, "/api/v1/namespaces/"+namespace+"/pods/"+s.pod+"/log?"+q.Encode())
 	if err != nil {
 		return nil
@@ -59,10 +85,12 @@ func (c *Cluster) tail(ctx context.Context, namespace string, s source) (lines [
 //
 // Without a health check nothing tells that a program has got through its start, so it has to go on running for a
 // moment. One that exits again and again, or is held up by what waiting seldom mends, fails only when no other service
-// moves any more: a web server may well crash until its database takes connections.
+// moves any more: a web server may well crash until its database takes connections. Where nothing tells when those do, it
+// has one more try, after the back-off.
 type vigil struct {
 	r       *rollout
 	service string
+	object  string // its workload
 
 	shown string
 	runs  string    // the containers that ran when last looked at,
@@ -100,12 +128,16 @@ func (v *vigil) look(s state) (bool, error) {
 	}
 	switch {
 	case s.failed != "":
-		return false, &FailedError{Service: v.service, Reason: s.failed, from: s.log}
+		return false, &FailedError{Service: v.service, Reason: s.failed, from: s.log, object: v.object}
 	case done || (!s.crash && !s.stuck):
 		v.held = time.Time{}
-		if done {
+		switch {
+		case done && (s.probed || s.completed):
+			v.r.known(v.service)
 			v.r.enter(v.service, rests)
-		} else {
+		case done, s.healthy && !v.r.ends[v.service]: // also while it has to go on running for a moment
+			v.r.enter(v.service, rests)
+		default:
 			v.r.enter(v.service, moves)
 		}
 		if v.r.othersMove(v.service) {
@@ -151,7 +183,11 @@ func (v *vigil) verdict(s state) error {
 	}
 	failed := &FailedError{Service: v.service, Reason: s.trouble, from: s.log}
 	if s.crash {
-		if s.restarts >= v.floor {
+		floor := v.floor
+		if v.r.othersFresh(v.service) {
+			floor = max(floor, 2) // the third try comes after ten seconds
+		}
+		if s.restarts >= floor {
 			return failed
 		}
 		return nil

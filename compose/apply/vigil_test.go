@@ -87,6 +87,9 @@ func TestVigil(t *testing.T) {
 	up := func(id string) state {
 		return state{want: 1, ready: 1, healthy: true, started: true, look: look{running: 1, up: 1, runs: id}}
 	}
+	crash := func(restarts int32) state {
+		return state{want: 1, look: look{trouble: "it exits", crash: true, restarts: restarts}}
+	}
 	stuck := state{want: 1, look: look{trouble: "no room for it", stuck: true}}
 	pull := state{want: 1, look: look{trouble: "ErrImagePull"}}
 	for _, tt := range []struct {
@@ -94,24 +97,33 @@ func TestVigil(t *testing.T) {
 		settle   time.Duration
 		patience time.Duration
 		others   bool // another service still moves
+		fresh    bool // another one has just been started, and has no health check
 		steps    []state
 		want     string // of the last step
 	}{
-		{"at once, where nothing has to settle", 0, 0, false, []state{up("a")}, "done"},
-		{"not before it has run for a while", time.Hour, 0, false, []state{up("a"), up("a")}, "waits"},
-		{"running is over already", time.Hour, 0, false, []state{up("")}, "waits"},
-		{"it has run for long", time.Hour, 0, false, []state{{want: 1, ready: 1, healthy: true, look: look{runs: "a", since: 1}}}, "done"},
-		{"its health check says so", time.Hour, 0, false, []state{{want: 1, ready: 1, healthy: true, look: look{runs: "a", probed: true}}}, "done"},
-		{"nothing is wanted", time.Hour, 0, false, []state{{healthy: true}}, "done"},
-		{"no room, and no patience asked for", 0, 0, false, []state{stuck, stuck}, "waits"},
-		{"no room, for too long", 0, time.Nanosecond, false, []state{stuck, stuck}, "no room for it"},
-		{"no room, while others come and go", 0, time.Nanosecond, true, []state{stuck, stuck}, "waits"},
-		{"a pull that hiccups", 0, time.Nanosecond, false, []state{pull, pull}, "waits"},
+		{"at once, where nothing has to settle", 0, 0, false, false, []state{up("a")}, "done"},
+		{"not before it has run for a while", time.Hour, 0, false, false, []state{up("a"), up("a")}, "waits"},
+		{"running is over already", time.Hour, 0, false, false, []state{up("")}, "waits"},
+		{"it has run for long", time.Hour, 0, false, false, []state{{want: 1, ready: 1, healthy: true, look: look{runs: "a", since: 1}}}, "done"},
+		{"its health check says so", time.Hour, 0, false, false, []state{{want: 1, ready: 1, healthy: true, look: look{runs: "a", probed: true}}}, "done"},
+		{"nothing is wanted", time.Hour, 0, false, false, []state{{healthy: true}}, "done"},
+		{"no room, and no patience asked for", 0, 0, false, false, []state{stuck, stuck}, "waits"},
+		{"no room, for too long", 0, time.Nanosecond, false, false, []state{stuck, stuck}, "no room for it"},
+		{"no room, while others come and go", 0, time.Nanosecond, true, false, []state{stuck, stuck}, "waits"},
+		{"two exits", 0, 0, false, false, []state{crash(1)}, "it exits"},
+		{"two exits, while others come", 0, 0, true, false, []state{crash(1)}, "waits"},
+		{"two exits, beside one that may not serve yet", 0, 0, false, true, []state{crash(1)}, "waits"},
+		{"three exits, beside one that may not serve yet", 0, 0, false, true, []state{crash(1), crash(2)}, "it exits"},
+		{"a pull that hiccups", 0, time.Nanosecond, false, false, []state{pull, pull}, "waits"},
 	} {
 		tr := &tracker{changed: make(chan struct{})}
 		r := &rollout{t: tr, o: UpOptions{Settle: tt.settle, Patience: tt.patience, Progress: &recorder{}}, ends: map[string]bool{}, phases: map[string]phase{}}
 		if tt.others {
 			r.phases["db"] = moves
+		}
+		r.fresh = map[string]bool{"db": tt.fresh}
+		if !tt.fresh {
+			delete(r.fresh, "db")
 		}
 		v := &vigil{r: r, service: "web"}
 		got := ""
@@ -127,6 +139,24 @@ func TestVigil(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%s: %s; want %s", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestUpWaitsForTheNewsOfThePod: that a job has failed may be seen before how its pod ended.
+func TestUpWaitsForTheNewsOfThePod(t *testing.T) {
+	f, c := newFakeAPI(t)
+	progress := &recorder{}
+	f.logs["migrate-x"] = "no such table\n"
+	f.create(pods+"migrate-x", pod("migrate", container("migrate", 0, runs, nil)))
+	go func() {
+		f.status(jobs+"migrate", failed)
+		progress.await(t.Context(), "migrate: failed: it did not complete: Job has reached the specified backoff limit 0/1")
+		f.status(pods+"migrate-x", container("migrate", 0, map[string]any{"terminated": exit3}, nil))
+	}()
+	_, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"migrate": once}), UpOptions{Project: "shop", Wait: true, Progress: progress})
+	var told *FailedError
+	if errorText(err) != "service migrate: it exits with code 3" || !errors.As(err, &told) || !slices.Equal(told.Log, []string{"no such table"}) {
+		t.Errorf("error %v, %+v; want the exit code and the log", err, told)
 	}
 }
 
