@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X slipway.dev/slipway/daemon/version.Version=$(VERSION)
 STATIC  := -tags 'seccomp netgo osusergo runc_nocriu' -ldflags '-s -w -extldflags -static'
 
-.PHONY: build install demo demo-down test test-vm test-compose bench lint prerequisites clean
+.PHONY: build install demo demo-down test test-vm test-compose conformance bench lint prerequisites clean
 
 build: prerequisites
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/slipway ./cmd/slipwayd ./cmd/slipway-compose
@@ -44,6 +44,12 @@ test-compose: build
 	@scripts/clients
 	cd test/clients/compose && $(CURDIR)/$(GO) build -ldflags '-s -w' -o $(CURDIR)/.cache/clients/docker-compose github.com/docker/compose/v5/cmd
 	SLIPWAY_BIN=$(CURDIR)/$(BIN) SLIPWAY_TEST_CLIENTS=$(CURDIR)/.cache/clients $(GO) test -tags seccomp,runc_nocriu -count=1 -run TestScripts/compose ./test/docker
+
+# Kubernetes' own conformance tests, as far as they are in scope: half an hour and more, so not part of CI. FOCUS=REGEXP picks some.
+conformance:
+	@scripts/prerequisites test
+	@$(MAKE) --no-print-directory build
+	@test/conformance/run
 
 lint:
 	@scripts/lint
