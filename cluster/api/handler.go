@@ -70,9 +70,11 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	c.info = info
 	ctx := request.WithRequestInfo(audit.WithAuditContext(req.Context()), info)
 	if !longRunning(info) {
+		limit := timeoutOf(req)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeoutOf(req))
+		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
+		bound(w, began.Add(limit))
 	}
 	c.req = req.WithContext(ctx)
 	if !c.authenticate() || !c.authorize() {
@@ -86,6 +88,18 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	defer release()
 	c.dispatch()
 }
+
+// bound ends the waiting for a client that is slow to send its object, or to read the answer. The context alone does not:
+// some hundred requests that never end their body, which anybody may send who may ask what he may do, would take all
+// that the server has in hand at once.
+func bound(w http.ResponseWriter, end time.Time) {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(end) // neither fails but on a connection that is over, or in a test without one
+	_ = c.SetWriteDeadline(end.Add(answerTime))
+}
+
+// answerTime is for sending what took all of the time to work out.
+const answerTime = 30 * time.Second
 
 // load bounds how much is in hand at once; each request holds memory, and each watch a stack.
 type load struct{ short, long atomic.Int64 }

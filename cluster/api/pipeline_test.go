@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -330,5 +331,35 @@ func TestBootstrapObjects(t *testing.T) {
 		if code, _, body := i.raw(t, "GET", path, "application/json", ""); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("GET %s: %d %.600s; want %s in it", path, code, body, want)
 		}
+	}
+}
+
+// A body that never ends is not waited for longer than the request may take, by either version of HTTP.
+func TestSlowBodyIsNotWaitedFor(t *testing.T) {
+	i := start(t)
+	for _, version := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(version, func(t *testing.T) {
+			client := i.as(t, "slow")
+			if version == "HTTP/1.1" {
+				client.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+			}
+			body, pen := io.Pipe()
+			defer pen.Close()
+			go io.WriteString(pen, `{"kind":"SelfSubjectAccessReview",`) // ends with the pipe
+			req, err := http.NewRequestWithContext(t.Context(), "POST", i.url+"/apis/authorization.k8s.io/v1/selfsubjectaccessreviews?timeout=50ms", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Logf("the connection was cut: %v", err)
+				return
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode < 400 || resp.Proto != version {
+				t.Errorf("half a request got %s by %s; want an error by %s", resp.Status, resp.Proto, version)
+			}
+		})
 	}
 }
