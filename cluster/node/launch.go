@@ -186,6 +186,7 @@ func (l launch) security(s *container.Spec) error {
 	if pod.FSGroup != nil {
 		s.GroupAdd = append(s.GroupAdd, strconv.FormatInt(*pod.FSGroup, 10))
 	}
+	s.StrictGroups = pod.SupplementalGroupsPolicy != nil && *pod.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 	s.Privileged = own.Privileged != nil && *own.Privileged
 	s.ReadOnly = own.ReadOnlyRootFilesystem != nil && *own.ReadOnlyRootFilesystem
 	s.NoNewPrivs = own.AllowPrivilegeEscalation != nil && !*own.AllowPrivilegeEscalation
@@ -277,6 +278,9 @@ func (l launch) mounts(s *container.Spec) error {
 			source = target
 		}
 		mount := container.Mount{Type: container.MountBind, Source: source, Target: m.MountPath, ReadOnly: m.ReadOnly || l.projects(m.Name), Populate: l.populates(m.Name)}
+		if p := m.RecursiveReadOnly; mount.ReadOnly && p != nil {
+			mount.RecursiveReadOnly = *p == corev1.RecursiveReadOnlyEnabled || *p == corev1.RecursiveReadOnlyIfPossible
+		}
 		if m.MountPropagation != nil {
 			switch *m.MountPropagation {
 			case corev1.MountPropagationHostToContainer:

@@ -268,7 +268,7 @@ func (m *Manager) execProcess(c *instance, e *ExecSpec) (*specs.Process, error) 
 	own.Env = mergeEnv(own.Env, e.Env)
 	own.Tty = e.Tty
 	own.Privileged = own.Privileged || e.Privileged
-	user, err := lookupUser(rootOf(pid), own.User, own.GroupAdd)
+	user, err := lookupUser(rootOf(pid), own.User, own.GroupAdd, own.StrictGroups)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func (m *Manager) CopyTo(ctx context.Context, ref, p string, archive io.Reader, 
 	}
 	x := extractor{root: r, base: p, o: o}
 	if o.CopyUIDGID {
-		u, err := lookupUser(accounts{r}, c.spec().User, nil)
+		u, err := lookupUser(accounts{r}, c.spec().User, nil, false)
 		if err != nil {
 			return err
 		}

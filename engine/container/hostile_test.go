@@ -92,3 +92,17 @@ func TestVolumeSubpath(t *testing.T) {
 		t.Errorf("mounts of parts of volumes are left (%v)", err)
 	}
 }
+
+// Groups that only the image's /etc/group gives its user are left out where somebody asked for that, also of an exec.
+func TestStrictGroups(t *testing.T) {
+	m := newMachine(t)
+	i := m.run(Spec{User: "app", GroupAdd: []string{"77"}, StrictGroups: true, Cmd: []string{"sh", "-c", "id -G; echo said; exec sleep 1000"}})
+	m.awaitLine(i.ID, "said")
+	if got, want := m.logs(i.ID), "1001 77\n"; !strings.HasPrefix(got, want) {
+		t.Errorf("the container's groups are %q; want %q", got, want)
+	}
+	out, err := m.ExecRun(t.Context(), i.ID, ExecSpec{Cmd: []string{"id", "-G"}}, 100)
+	if err != nil || string(out.Output) != "1001 77\n" {
+		t.Errorf("an exec's groups are %q, %v; want 1001 77", out.Output, err)
+	}
+}

@@ -54,6 +54,7 @@ type Spec struct {
 	CapDrop        []string `json:",omitempty"`
 	SecurityOpt    []string `json:",omitempty"` // no-new-privileges[:bool], seccomp=unconfined|JSON, systempaths=unconfined, apparmor=…, label=…
 	GroupAdd       []string `json:",omitempty"`
+	StrictGroups   bool     `json:",omitempty"` // the user is in no group that only the image's /etc/group puts it in
 	Sysctls        map[string]string
 	MaskedPaths    []string `json:",omitempty"` // nil: the default list
 	ReadonlyPaths  []string `json:",omitempty"` // nil: the default list

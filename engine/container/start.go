@@ -143,7 +143,7 @@ func (m *Manager) bundle(ctx context.Context, c *instance, conn *connection) (*b
 		ID: c.id, Spec: spec, Args: append([]string{r.Path}, r.Args...), Rootfs: m.mountpoint(c.id),
 		Cgroup: m.cgroup(c), Host: m.host, Net: conn.path, Hostname: m.hostname(c, conn),
 	}
-	if b.User, err = lookupUser(rootLayers(c, chain), spec.User, spec.GroupAdd); err != nil {
+	if b.User, err = lookupUser(rootLayers(c, chain), spec.User, spec.GroupAdd, spec.StrictGroups); err != nil {
 		return nil, err
 	}
 	if err := m.setModes(b); err != nil {

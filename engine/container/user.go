@@ -19,8 +19,9 @@ type opener interface {
 }
 
 // lookupUser turns "", "uid", "name" or "user:group" and extra groups into numbers, by
-// the passwd and group files of the root file system; both may be absent.
-func lookupUser(root opener, name string, extra []string) (specs.User, error) {
+// the passwd and group files of the root file system; both may be absent. strict leaves out
+// the groups that only the image puts the user in.
+func lookupUser(root opener, name string, extra []string, strict bool) (specs.User, error) {
 	passwd, err := readAccounts(root, "/etc/passwd")
 	if err != nil {
 		return specs.User{}, err
@@ -46,7 +47,9 @@ func lookupUser(root opener, name string, extra []string) (specs.User, error) {
 			}
 		}
 	}
-	add(u.Sgids)
+	if !strict {
+		add(u.Sgids)
+	}
 	if len(extra) > 0 {
 		gids, err := user.GetAdditionalGroups(extra, strings.NewReader(group))
 		if err != nil {
