@@ -86,8 +86,20 @@ func (r Record) Stopped() error {
 	return r.Write()
 }
 
-// alive says whether there is a process of the daemon's number.
-func (r Record) alive() bool { return r.PID > 0 && !errors.Is(syscall.Kill(r.PID, 0), syscall.ESRCH) }
+// alive says whether there is a process of the daemon's number. One that has ended and that nobody has waited for
+// yet is none: in a container whose first process is not an init it may stay like that for long.
+func (r Record) alive() bool {
+	if r.PID <= 0 || errors.Is(syscall.Kill(r.PID, 0), syscall.ESRCH) {
+		return false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.PID))
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist) // or it is hidden from this user
+	}
+	// After the name, in parentheses that it may contain itself: the state (proc_pid_stat(5)).
+	rest := stat[bytes.LastIndexByte(stat, ')')+1:]
+	return !bytes.HasPrefix(rest, []byte(" Z")) && !bytes.HasPrefix(rest, []byte(" X"))
+}
 
 // Running tells whether the daemon of a run directory is there.
 func Running(dir string) bool {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // ended is the number of a process that is no more.
@@ -16,6 +18,27 @@ func ended(t *testing.T) int {
 	t.Helper()
 	cmd := exec.Command("true")
 	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
+}
+
+// unreaped is the number of a process that has ended and is not waited for until the test is over.
+func unreaped(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("true")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Wait() })
+	io.Copy(io.Discard, out)
+	// Its output ends a moment before it does; that it is a zombie is what waitid without reaping tells.
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
 	return cmd.Process.Pid
@@ -29,6 +52,7 @@ func TestRecord(t *testing.T) {
 	}{
 		{"a daemon that runs", os.Getpid(), true, false},
 		{"a daemon that was killed", ended(t), false, true},
+		{"a daemon that was killed and is not waited for", unreaped(t), false, true},
 		{"a daemon that was stopped", 0, false, false},
 	} {
 		dir := t.TempDir()
