@@ -119,6 +119,30 @@ func await[T store.Object](c *cluster, gr schema.GroupResource, ns, name, what s
 	}
 }
 
+// awaitEndpoints follows the slices of a service, which another controller makes than its Endpoints, until they have so
+// many endpoints.
+func (c *cluster) awaitEndpoints(service string, want int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	defer cancel()
+	cursor, err := c.store.Watch(kinds.EndpointSlices, 0)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for {
+		have := 0
+		for _, s := range store.Indexed[*discoveryv1.EndpointSlice](c.store, kinds.EndpointSlices, kinds.ByService, service) {
+			have += len(s.Endpoints)
+		}
+		if have == want {
+			return
+		}
+		if _, err := cursor.Next(ctx); err != nil {
+			c.t.Fatalf("the slices of service %s have %d endpoints; want %d", service, have, want)
+		}
+	}
+}
+
 func template(image string, labels map[string]string) corev1.PodTemplateSpec {
 	return corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: labels},
@@ -152,13 +176,7 @@ func TestControllersThroughTheRealAPI(t *testing.T) {
 	await(c, kinds.Endpoints, "shop", "web", "complete", func(e *corev1.Endpoints) bool {
 		return len(e.Subsets) == 1 && len(e.Subsets[0].Addresses) == 3 && e.Subsets[0].Ports[0].Port == 8080
 	})
-	ready := 0
-	for _, s := range store.Indexed[*discoveryv1.EndpointSlice](c.store, kinds.EndpointSlices, kinds.ByService, "shop/web") {
-		ready += len(s.Endpoints)
-	}
-	if ready != 3 {
-		t.Errorf("%d endpoints in the slices; want 3", ready)
-	}
+	c.awaitEndpoints("shop/web", 3)
 
 	d, _ := store.Get[*appsv1.Deployment](c.store, kinds.Deployments, "shop", "web")
 	next := store.Copy(d)
