@@ -19,8 +19,9 @@ import (
 
 // hostFirewall lives with what others do to the machine's packet rules. A drop in any
 // chain is final, so where another tool drops forwarded packets by policy, no table
-// of ours can let them through: accepts go into that tool's own chains, by its own
-// command. Rules in another notation would make iptables refuse its table.
+// of ours can let them through: accepts go into that tool's own chains. Into those of
+// iptables they go by its own command, since rules in another notation would make it
+// refuse its table; into all others, and where iptables is not installed, as they are.
 //
 // It listens for changes instead of looking now and then, and puts our own table back
 // when somebody flushes it.
@@ -136,13 +137,6 @@ func (h *hostFirewall) restoreTable() error {
 	return h.m.table.rebuild(h.m.want())
 }
 
-// blocker is a chain that drops what we forward.
-type blocker struct {
-	family nftables.TableFamily
-	table  string
-	chain  string
-}
-
 func (h *hostFirewall) openForward(ctx context.Context) (warnings []string, err error) {
 	blockers, dockerUser, err := h.blockers()
 	if err != nil {
@@ -151,14 +145,11 @@ func (h *hostFirewall) openForward(ctx context.Context) (warnings []string, err 
 	warnings = h.firewalldWarning()
 	var errs []error
 	for _, b := range blockers {
-		switch {
-		case h.m.opts.HostPolicy:
-			warnings = append(warnings, fmt.Sprintf("nftables chain %s of table %s drops forwarded packets by policy, and host-policy mode is on: containers have no network beyond this machine until it accepts interfaces %s", b.chain, b.table, h.m.table.all))
-		case b.family == nftables.TableFamilyIPv4 && b.table == "filter" && b.chain == "FORWARD":
-			errs = append(errs, h.accept(ctx, "iptables", dockerUser))
-		default:
-			warnings = append(warnings, fmt.Sprintf("nftables chain %s of table %s drops forwarded packets by policy: containers have no network until it accepts interfaces %s", b.chain, b.table, h.m.table.all))
+		if h.m.opts.HostPolicy {
+			warnings = append(warnings, fmt.Sprintf("nftables chain %s of table %s drops forwarded packets by policy, and host-policy mode is on: containers have no network beyond this machine until it accepts interfaces %s", b.Name, b.Table.Name, h.m.table.all))
+			continue
 		}
+		errs = append(errs, h.openChain(ctx, b, dockerUser))
 	}
 	if !h.m.opts.HostPolicy && legacyInUse() {
 		errs = append(errs, h.openLegacy(ctx))
@@ -166,25 +157,42 @@ func (h *hostFirewall) openForward(ctx context.Context) (warnings []string, err 
 	return warnings, errors.Join(errs...)
 }
 
+// openChain has a chain that drops by policy accept what our interfaces forward.
+func (h *hostFirewall) openChain(ctx context.Context, b *nftables.Chain, dockerUser bool) error {
+	if b.Table.Family == nftables.TableFamilyIPv4 && b.Table.Name == "filter" && b.Name == "FORWARD" {
+		err := h.accept(ctx, "iptables", dockerUser)
+		if !errors.Is(err, exec.ErrNotFound) {
+			return err
+		}
+	}
+	err := h.m.nft.Invite(b, h.m.table.name, nft.If(nft.IIf(h.m.table.all), nft.Accept()), nft.If(nft.OIf(h.m.table.all), nft.Accept()))
+	if err != nil {
+		return fmt.Errorf("nftables chain %s of table %s drops forwarded packets by policy, and accepts for our interfaces could not be added (remedy: accept %s there yourself): %w", b.Name, b.Table.Name, h.m.table.all, err)
+	}
+	return nil
+}
+
 // blockers lists foreign base chains on the forward path that drop by policy.
-func (h *hostFirewall) blockers() (found []blocker, dockerUser bool, err error) {
+func (h *hostFirewall) blockers() (found []*nftables.Chain, dockerUser bool, err error) {
 	chains, err := h.m.nft.Chains()
 	if err != nil {
 		return nil, false, fmt.Errorf("list nftables chains: %w", err)
 	}
 	for _, c := range chains {
-		ipv4 := c.Table.Family == nftables.TableFamilyIPv4
-		if ipv4 && c.Table.Name == "filter" && c.Name == "DOCKER-USER" {
+		if c.Table.Family == nftables.TableFamilyIPv4 && c.Table.Name == "filter" && c.Name == "DOCKER-USER" {
 			dockerUser = true
 		}
-		if !ipv4 && c.Table.Family != nftables.TableFamilyINet || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward {
-			continue
-		}
-		if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-			found = append(found, blocker{c.Table.Family, c.Table.Name, c.Name})
+		if forwards(c) && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			found = append(found, c)
 		}
 	}
 	return found, dockerUser, nil
+}
+
+// forwards says whether a chain sees every forwarded IPv4 packet.
+func forwards(c *nftables.Chain) bool {
+	return (c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyINet) &&
+		c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward
 }
 
 // firewalldWarning: firewalld rejects forwarding by rules, not by policy, for interfaces
@@ -205,6 +213,9 @@ func legacyInUse() bool {
 
 func (h *hostFirewall) openLegacy(ctx context.Context) error {
 	out, err := iptables(ctx, "iptables-legacy", "-S")
+	if errors.Is(err, exec.ErrNotFound) {
+		return errors.New("this machine has rules of the old iptables, which nobody can see without iptables-legacy: if they drop forwarded packets, containers have no network (remedy: install iptables)")
+	}
 	if err != nil || !strings.Contains(out, "-P FORWARD DROP") {
 		return err
 	}
@@ -243,6 +254,9 @@ func (h *hostFirewall) remove(ctx context.Context) error {
 	var errs []error
 	for _, command := range commands {
 		out, err := h.listRules(ctx, command)
+		if errors.Is(err, exec.ErrNotFound) {
+			continue // it has not put anything there for us
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -254,6 +268,13 @@ func (h *hostFirewall) remove(ctx context.Context) error {
 			}
 			_, err := iptables(ctx, command, append([]string{"-D"}, strings.Fields(rule)...)...)
 			errs = append(errs, err)
+		}
+	}
+	chains, err := h.m.nft.Chains()
+	errs = append(errs, err)
+	for _, c := range chains {
+		if forwards(c) && !strings.HasPrefix(c.Table.Name, "slipway-") {
+			errs = append(errs, h.m.nft.Uninvite(c, h.m.table.name))
 		}
 	}
 	return errors.Join(errs...)

@@ -40,12 +40,17 @@ services:
 func TestForwardDroppedByAnotherTool(t *testing.T) {
 	harness.Binaries(t)
 	for _, tt := range []struct{ iptables, bridgeNF string }{
+		{nftAlone, "0"},
+		{nftAlone, "1"},
 		{"iptables-nft", "0"},
 		{"iptables-nft", "1"},
 		{"iptables-legacy", "1"},
 	} {
 		t.Run(tt.iptables+", bridge-nf-call-iptables="+tt.bridgeNF, func(t *testing.T) {
 			m := networktest.NewMachine(t)
+			if tt.iptables == nftAlone {
+				hideIptables(t)
+			}
 			bridged(t, tt.bridgeNF)
 			dropForwarded(t, tt.iptables)
 			networktest.Greet(t, m.Outside, "0.0.0.0:9000", "outside sees")
@@ -67,9 +72,41 @@ func bridged(t *testing.T, value string) {
 	}
 }
 
+// nftAlone is a machine whose administrator writes nftables rules, and has no iptables of any kind.
+const nftAlone = "nft alone"
+
+// hideIptables gives the test, and the daemon that it starts, a PATH on which all programs but iptables are.
+func hideIptables(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, from := range filepath.SplitList(os.Getenv("PATH")) {
+		programs, _ := os.ReadDir(from) // not every entry of PATH exists
+		for _, p := range programs {
+			if !strings.Contains(p.Name(), "tables-") && !strings.HasSuffix(p.Name(), "tables") {
+				os.Symlink(filepath.Join(from, p.Name()), filepath.Join(dir, p.Name())) // the first one of a name wins
+			}
+		}
+	}
+	t.Setenv("PATH", dir)
+	if path, err := exec.LookPath("iptables"); err == nil {
+		t.Fatalf("iptables is still there: %s", path)
+	}
+}
+
 // dropForwarded is the other tool. It wants its rules back as they were.
 func dropForwarded(t *testing.T, iptables string) {
 	t.Helper()
+	if iptables == nftAlone {
+		networktest.Sh(t, `nft 'table inet filter { chain forward { type filter hook forward priority filter; policy drop; ct state invalid drop; }; }'`)
+		before := networktest.Sh(t, "nft list table inet filter")
+		t.Cleanup(func() {
+			if after := networktest.Sh(t, "nft list table inet filter"); after != before {
+				t.Errorf("the administrator's table after the daemon's end:\n%s\nbefore its start:\n%s", after, before)
+			}
+			networktest.Sh(t, "nft delete table inet filter")
+		})
+		return
+	}
 	if out, err := exec.Command(iptables, "-w", "-S").CombinedOutput(); err != nil {
 		t.Skipf("no %s on this machine, so nobody drops by it: %v: %s", iptables, err, out)
 	}
