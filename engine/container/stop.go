@@ -155,6 +155,9 @@ func (c *instance) endByHand() (ended <-chan struct{}, wasRunning bool) {
 func (m *Manager) signal(ctx context.Context, c *instance, sig syscall.Signal) error {
 	// Before it is sent: who follows events must hear of the signal before the death that it brings.
 	m.publish(c, "kill", map[string]string{"signal": strconv.Itoa(int(sig))})
+	if c.spec().Init && sig != syscall.SIGKILL {
+		awaitInit(ctx, c.saved().State.Pid)
+	}
 	err := m.Warden.Signal(ctx, c.id, "", sig)
 	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 		return nil // it has just ended; the exit is on its way
