@@ -25,6 +25,10 @@ type Claim struct {
 	Resource schema.GroupResource // of the dependents
 	// Matches narrows adoption and release further than the selector; nil: it does not.
 	Matches func(store.Object) bool
+	// Held says whether an object gets Finalizer with its owner; nil: none does. Whoever is
+	// released loses it.
+	Held      func(store.Object) bool
+	Finalizer string
 }
 
 func (c Claim) matches(o store.Object) bool {
@@ -71,6 +75,9 @@ func (c Claim) consider(ctx context.Context, d Deps, o store.Object) (store.Obje
 func (c Claim) adopt(ctx context.Context, d Deps, o store.Object) (store.Object, error) {
 	next := store.Copy(o)
 	next.SetOwnerReferences(append(next.GetOwnerReferences(), *metav1.NewControllerRef(c.Owner, c.GVK)))
+	if c.Held != nil && c.Held(o) && !slices.Contains(next.GetFinalizers(), c.Finalizer) {
+		next.SetFinalizers(append(next.GetFinalizers(), c.Finalizer))
+	}
 	done, err := d.Writer.Update(ctx, next)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
@@ -86,6 +93,9 @@ func (c Claim) release(ctx context.Context, d Deps, o store.Object) error {
 	next.SetOwnerReferences(slices.DeleteFunc(next.GetOwnerReferences(), func(r metav1.OwnerReference) bool {
 		return r.UID == c.Owner.GetUID()
 	}))
+	if c.Held != nil {
+		next.SetFinalizers(slices.DeleteFunc(next.GetFinalizers(), func(f string) bool { return f == c.Finalizer }))
+	}
 	_, err := d.Writer.Update(ctx, next)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("release %s %q: %w", c.Resource, store.KeyOf(o), err)

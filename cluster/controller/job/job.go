@@ -47,17 +47,27 @@ func New(d controller.Deps) *Controller {
 		ControllerName: name, Reader: d.Reader, Log: c.deps.Log, Workers: 4, Sync: c.sync,
 		Watches: []controller.Watch{
 			{Resource: kinds.Jobs, Keys: controller.Self},
-			{Resource: kinds.Pods, Keys: func(e store.Event) []string { return controller.OwnerKeys(e, gvk.Kind) }},
+			{Resource: kinds.Pods, Keys: c.podKeys},
 		},
 	}
 	return c
+}
+
+// podKeys are the jobs a pod's event concerns. A pod that is held for a job that is no more, or not the
+// same, concerns its namespace: the key without a name.
+func (c *Controller) podKeys(e store.Event) []string {
+	keys := controller.OwnerKeys(e, gvk.Kind)
+	if pod := e.Object.(*corev1.Pod); e.Type != store.Deleted && c.stray(pod) {
+		keys = append(keys, store.Key(pod.Namespace, ""))
+	}
+	return keys
 }
 
 func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error) {
 	ns, n := controller.SplitKey(key)
 	j, ok := store.Get[*batchv1.Job](c.deps.Reader, kinds.Jobs, ns, n)
 	if !ok {
-		return 0, c.releaseOrphans(ctx, ns, n)
+		return 0, c.releaseStrays(ctx, ns)
 	}
 	if j.Spec.ManagedBy != nil && *j.Spec.ManagedBy != batchv1.JobControllerName {
 		return 0, nil
@@ -66,7 +76,10 @@ func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error
 	if err != nil {
 		return 0, fmt.Errorf("selector of job %q: %w", key, err)
 	}
-	pods, err := controller.Claimed[*corev1.Pod](ctx, c.deps, controller.Claim{Owner: j, GVK: gvk, Selector: selector, Resource: kinds.Pods})
+	pods, err := controller.Claimed[*corev1.Pod](ctx, c.deps, controller.Claim{
+		Owner: j, GVK: gvk, Selector: selector, Resource: kinds.Pods, Finalizer: batchv1.JobTrackingFinalizer,
+		Held: func(o store.Object) bool { return controller.Active(o.(*corev1.Pod)) }, // one that has ended may have been counted
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -189,16 +202,29 @@ func (c *Controller) release(ctx context.Context, pods []*corev1.Pod) error {
 	return err
 }
 
-// releaseOrphans lets pods go whose job has been deleted, so that they can be.
-func (c *Controller) releaseOrphans(ctx context.Context, ns, jobName string) error {
+// releaseStrays lets the pods of a namespace go that are held for nobody, so that they can be deleted: their
+// job has been, or another has its name by now, or they were taken away from it.
+func (c *Controller) releaseStrays(ctx context.Context, ns string) error {
 	var pods []*corev1.Pod
 	for o := range c.deps.Reader.Snapshot(kinds.Pods).All(ns) {
-		ref := metav1.GetControllerOfNoCopy(o)
-		if ref != nil && ref.Kind == gvk.Kind && ref.Name == jobName {
-			pods = append(pods, o.(*corev1.Pod))
+		if pod := o.(*corev1.Pod); c.stray(pod) {
+			pods = append(pods, pod)
 		}
 	}
 	return c.release(ctx, pods)
+}
+
+// stray says whether a pod is held and there is no job to let it go.
+func (c *Controller) stray(p *corev1.Pod) bool {
+	if !tracked(p) {
+		return false
+	}
+	ref := metav1.GetControllerOfNoCopy(p)
+	if ref == nil || ref.Kind != gvk.Kind {
+		return true
+	}
+	j, ok := store.Get[*batchv1.Job](c.deps.Reader, kinds.Jobs, p.Namespace, ref.Name)
+	return !ok || j.UID != ref.UID
 }
 
 func tracked(p *corev1.Pod) bool {

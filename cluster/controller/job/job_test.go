@@ -240,3 +240,48 @@ func TestAPodThatEndsWellAfterItWasCountedAsFailedStaysSo(t *testing.T) {
 		}
 	})
 }
+
+// Whatever takes a pod's job away, the pod must not be held for it: neither it nor its namespace could go.
+func TestNoPodIsHeldForNobody(t *testing.T) {
+	for name, take := range map[string]func(*controllertest.Cluster, *batchv1.Job, *corev1.Pod){
+		"its labels no longer match": func(c *controllertest.Cluster, _ *batchv1.Job, p *corev1.Pod) {
+			controllertest.Edit(c, p, func(p *corev1.Pod) { p.Labels = nil })
+		},
+		"the job is deleted and its pods are kept": func(c *controllertest.Cluster, j *batchv1.Job, _ *corev1.Pod) {
+			c.Delete(j, metav1.DeletePropagationOrphan)
+		},
+		"another job has the name": func(c *controllertest.Cluster, j *batchv1.Job, _ *corev1.Pod) {
+			c.Delete(j, metav1.DeletePropagationBackground)
+			controllertest.Create(c, newJob(func(j *batchv1.Job) { yes := true; j.Spec.Suspend = &yes }))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			controllertest.Run(t, func(c *controllertest.Cluster) {
+				start(c, nil)
+				j := controllertest.Create(c, newJob())
+				c.Settle()
+				pod := c.Pods("shop")[0]
+				take(c, j, pod)
+				c.Sleep(10 * time.Second)
+				if c.Exists(pod) && len(controllertest.Get(c, pod).Finalizers) > 0 {
+					t.Errorf("the pod is still held by %v", controllertest.Get(c, pod).Finalizers)
+				}
+			})
+		})
+	}
+}
+
+// A pod that a job adopts is held, too: its end would go uncounted otherwise.
+func TestAdoptedPodsAreCounted(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		start(c, func(*corev1.Pod) (int32, time.Duration, bool) { return 0, time.Minute, true })
+		j := controllertest.Create(c, newJob())
+		c.Settle()
+		pod := c.Pods("shop")[0]
+		controllertest.Edit(c, pod, func(p *corev1.Pod) { p.OwnerReferences = nil })
+		c.Sleep(2 * time.Minute)
+		if got, want := counts(controllertest.Get(c, j)), "active=0 succeeded=1 failed=0"; got != want {
+			t.Errorf("counts: %s; want %s", got, want)
+		}
+	})
+}
