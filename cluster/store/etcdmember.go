@@ -72,7 +72,7 @@ func memberConfig(o EtcdOptions, log *slog.Logger) config.ServerConfig {
 	const name = "slipway"
 	// The address is an identity only, until there are peers: nothing listens.
 	self := types.URLs{url.URL{Scheme: "unix", Host: name}}
-	logger := zap.New(zapBridge{log.With("part", "etcd")})
+	logger := zap.New(zapBridge{log.With("part", "etcd"), &repeats{}})
 	return config.ServerConfig{
 		Name:                name,
 		DataDir:             o.Dir,
@@ -114,13 +114,36 @@ func memberConfig(o EtcdOptions, log *slog.Logger) config.ServerConfig {
 
 // zapBridge hands etcd's warnings and errors to slog. Its information is about itself
 // (every election, every compaction), and would drown ours.
-type zapBridge struct{ log *slog.Logger }
+type zapBridge struct {
+	log  *slog.Logger
+	said *repeats // shared by all that With has made
+}
+
+// repeats holds back warnings that were just given. A member that starts tries to announce itself as fast as it can
+// while it replays its log, and warns of every attempt: a thousand lines in a tenth of a second.
+type repeats struct {
+	mu      sync.Mutex
+	message string    // guarded by mu
+	at      time.Time // guarded by mu
+}
+
+const repeatAfter = time.Second
+
+func (r *repeats) fresh(message string, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if message == r.message && now.Sub(r.at) < repeatAfter {
+		return false
+	}
+	r.message, r.at = message, now
+	return true
+}
 
 func (b zapBridge) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
 func (b zapBridge) Sync() error                  { return nil }
 
 func (b zapBridge) With(fields []zapcore.Field) zapcore.Core {
-	return zapBridge{b.log.With(attributes(fields)...)}
+	return zapBridge{b.log.With(attributes(fields)...), b.said}
 }
 
 func (b zapBridge) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -131,6 +154,9 @@ func (b zapBridge) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (b zapBridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if e.Level < zapcore.ErrorLevel && !b.said.fresh(e.Message, e.Time) {
+		return nil
+	}
 	level := slog.LevelWarn
 	if e.Level >= zapcore.ErrorLevel {
 		level = slog.LevelError
