@@ -14,6 +14,7 @@ import (
 
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
+	"slipway.dev/slipway/engine/tree"
 	"slipway.dev/slipway/engine/volume"
 )
 
@@ -216,5 +217,5 @@ func (h volumes) tearDown(uid types.UID) error {
 			return err
 		}
 	}
-	return errors.Join(os.RemoveAll(h.podDir(uid)), os.RemoveAll(h.runDir(uid)))
+	return errors.Join(tree.Remove(h.podDir(uid)), os.RemoveAll(h.runDir(uid)))
 }

@@ -1,12 +1,14 @@
 package container
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // A link that a container left is no way to write where the container itself cannot.
@@ -104,5 +106,44 @@ func TestStrictGroups(t *testing.T) {
 	out, err := m.ExecRun(t.Context(), i.ID, ExecSpec{Cmd: []string{"id", "-G"}}, 100)
 	if err != nil || string(out.Output) != "1001 77\n" {
 		t.Errorf("an exec's groups are %q, %v; want 1001 77", out.Output, err)
+	}
+}
+
+// A container that nests directories deeper than paths can say is removed to the last file, and copied only so far.
+func TestAbyss(t *testing.T) {
+	m := newMachine(t)
+	i := m.create(Spec{Cmd: []string{"true"}})
+	upper := filepath.Join(m.dir, "containers", i.ID, "upper")
+	at, err := unix.Open(upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range maxDepth + 1000 {
+		err := unix.Mkdirat(at, "d", 0o755)
+		next := -1
+		if err == nil {
+			next, err = unix.Openat(at, "d", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
+		unix.Close(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = next
+	}
+	unix.Close(at)
+	out, _, err := m.CopyFrom(t.Context(), i.ID, "/d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, out); err == nil || !strings.Contains(err.Error(), "nested more than") {
+		t.Errorf("the copy ended with %v; want it refused", err)
+	}
+	out.Close()
+	if err := m.Remove(t.Context(), i.ID, RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	m.Drain()
+	if _, err := os.Lstat(upper); !os.IsNotExist(err) {
+		t.Errorf("after its removal: %v; want nothing left", err)
 	}
 }

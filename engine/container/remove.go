@@ -9,6 +9,8 @@ import (
 	"regexp"
 
 	"github.com/containerd/errdefs"
+
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Remove removes a container. When it returns, the name is free and no crash brings the
@@ -128,7 +130,7 @@ func (m *Manager) removeDirs(id string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, os.RemoveAll(m.dir(id)))
+	return errors.Join(err, tree.Remove(m.dir(id)))
 }
 
 // sweep deletes directories that no record knows. Others have mount points below Rootfs

@@ -286,7 +286,11 @@ type archiver struct {
 	links map[inodeID]string // first name of a file with several
 	buf   []byte
 	below bool // the directory that was asked for is behind us
+	depth int
 }
+
+// maxDepth is what no path could name: each level of an archive costs a descriptor, and names grow with it.
+const maxDepth = 1024
 
 // isOfTheKernel tells whether a directory is mounted in every container and no file of this one: a copy of "/" is to hold
 // what the container is, not the processes and devices of the moment.
@@ -368,6 +372,10 @@ type plainInfo struct{ fs.FileInfo }
 func (plainInfo) Sys() any { return nil }
 
 func (a *archiver) addDir(parent *os.File, name, as string) error {
+	if a.depth++; a.depth > maxDepth {
+		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
+	}
+	defer func() { a.depth-- }()
 	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: as, Err: err}

@@ -13,7 +13,7 @@ import (
 )
 
 // tree lists the files of a chain.
-func tree(t *testing.T, s *Store, chain digest.Digest) string {
+func listing(t *testing.T, s *Store, chain digest.Digest) string {
 	t.Helper()
 	dir, unmount, err := s.Mount(t.Context(), chain)
 	if err != nil {
@@ -72,7 +72,7 @@ func TestCommittedChangesTravel(t *testing.T) {
 			if _, err := s.WriteImage(ctx, configOf(t), l.ChainID, []string{"built"}); err != nil {
 				t.Fatal(err)
 			}
-			if got := tree(t, s, l.ChainID); got != tt.want {
+			if got := listing(t, s, l.ChainID); got != tt.want {
 				t.Errorf("where it was built: %s; want %s", got, tt.want)
 			}
 			var saved bytes.Buffer
@@ -80,7 +80,7 @@ func TestCommittedChangesTravel(t *testing.T) {
 				t.Fatal(err)
 			}
 			load(t, other, saved.Bytes())
-			if got := tree(t, other, l.ChainID); got != tt.want {
+			if got := listing(t, other, l.ChainID); got != tt.want {
 				t.Errorf("where it was loaded: %s; want %s", got, tt.want)
 			}
 		})

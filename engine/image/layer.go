@@ -18,6 +18,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
+
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Labels of a committed snapshot: what the layer in it is as a tar.
@@ -259,7 +261,7 @@ func (d *LayerDraft) Discard() {
 	if d.dir == "" {
 		return
 	}
-	if err := os.RemoveAll(d.dir); err != nil {
+	if err := tree.Remove(d.dir); err != nil {
 		d.store.log.Warn("draft of a layer stays until the next start", "dir", d.dir, "err", err)
 	}
 	d.dir = ""

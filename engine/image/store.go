@@ -29,6 +29,7 @@ import (
 
 	"slipway.dev/slipway/engine/database"
 	"slipway.dev/slipway/engine/event"
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Snapshotter is the name under which layer chains are snapshots: a container record
@@ -165,7 +166,7 @@ func (s *Store) openDisk() (err error) {
 	if err := mount.UnmountRecursive(s.path("drafts"), mntDetach); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := os.RemoveAll(s.path("drafts")); err != nil {
+	if err := tree.Remove(s.path("drafts")); err != nil {
 		return err
 	}
 	for _, dir := range []string{"", "content", "snapshots", "drafts", "empty"} {

@@ -1,4 +1,4 @@
-// Package tree copies directories while containers may be changing them.
+// Package tree copies directories while containers may be changing them, and removes what containers left.
 //
 // Both sides of a copy can be hostile: a volume is filled while other containers already use it, and a container's own
 // layer is committed while the container runs. Whatever they rename or link meanwhile, nothing outside the source is read

@@ -149,7 +149,7 @@ func clear(dir string) error {
 		return err
 	}
 	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+		if err := tree.Remove(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/event"
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Driver is the only driver there is.
@@ -113,7 +114,7 @@ func Open(o Options) (*Store, error) {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".") {
-			os.RemoveAll(filepath.Join(o.Dir, e.Name())) // a creation or removal that a crash interrupted
+			_ = tree.Remove(filepath.Join(o.Dir, e.Name())) // a creation or removal that a crash interrupted
 			continue
 		}
 		meta, err := s.read(e.Name())
@@ -287,7 +288,7 @@ func (s *Store) Discard(name string) (erase func(), err error) {
 		return nil, err
 	}
 	return func() {
-		if err := os.RemoveAll(trash); err != nil {
+		if err := tree.Remove(trash); err != nil {
 			s.log.Warn("volume's files are not all deleted", "volume", name, "dir", trash, "error", err)
 		}
 	}, nil

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"slipway.dev/slipway/engine/build/op"
+	"slipway.dev/slipway/engine/tree"
 )
 
 // caches holds the directories of cache mounts. One id may have several: steps that share
@@ -54,7 +55,7 @@ func openCaches(dir string) (*caches, error) {
 			err = json.Unmarshal(data, d)
 		}
 		if err != nil { // interrupted while it was made
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			if err := tree.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return nil, err
 			}
 			continue
@@ -195,7 +196,7 @@ func (c *caches) remove(id string) error {
 	}
 	delete(c.dirs, id)
 	c.mu.Unlock()
-	if err := os.RemoveAll(filepath.Join(c.dir, d.Dir)); err != nil {
+	if err := tree.Remove(filepath.Join(c.dir, d.Dir)); err != nil {
 		return fmt.Errorf("remove cache mount %q: %w", d.ID, err)
 	}
 	return nil
