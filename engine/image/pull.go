@@ -306,7 +306,10 @@ func (p *pull) download(ctx context.Context, f remotes.Fetcher, d ocispec.Descri
 	defer r.Close()
 	id := shortDigest(d.Digest)
 	sum := d.Digest.Algorithm().Digester()
-	in := p.say.reader(io.LimitReader(r, d.Size+1), Progress{ID: id, Status: "Downloading", Total: d.Size})
+	// A registry may announce any size: what it sends is no reason to fill the disk.
+	limits := p.store.limits
+	guarded := &guardedReader{r: io.LimitReader(r, d.Size+1), limit: limits.LayerBytes, dir: p.store.root, reserve: limits.ReserveMB << 20}
+	in := p.say.reader(guarded, Progress{ID: id, Status: "Downloading", Total: d.Size})
 	n, err := io.Copy(io.MultiWriter(out, sum.Hash()), in)
 	if err != nil {
 		return "", err
