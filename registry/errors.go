@@ -24,6 +24,7 @@ var (
 	codeUploadOutOfOrder    = code{"BLOB_UPLOAD_INVALID", http.StatusRequestedRangeNotSatisfiable}
 	codeUploadUnknown       = code{"BLOB_UPLOAD_UNKNOWN", http.StatusNotFound}
 	codeDigestInvalid       = code{"DIGEST_INVALID", http.StatusBadRequest}
+	codeDenied              = code{"DENIED", http.StatusForbidden}
 	codeManifestBlobUnknown = code{"MANIFEST_BLOB_UNKNOWN", http.StatusNotFound}
 	codeManifestInvalid     = code{"MANIFEST_INVALID", http.StatusBadRequest}
 	codeManifestUnknown     = code{"MANIFEST_UNKNOWN", http.StatusNotFound}

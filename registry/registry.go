@@ -1,9 +1,13 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -65,6 +69,10 @@ const maxName = 255
 func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if strayBrowser(r) {
+		g.fail(w, r, errorOf(codeDenied, "this registry asks for no password, so it does not answer web pages of "+quote(cmp.Or(r.Header.Get("Origin"), r.Host))))
+		return
+	}
 	rest, ok := strings.CutPrefix(r.URL.Path, "/v2/")
 	if !ok && r.URL.Path != "/v2" {
 		http.NotFound(w, r)
@@ -82,6 +90,27 @@ func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		g.fail(w, r, err)
 	}
+}
+
+// strayBrowser recognises a web page's request that a browser on this machine passes on: from another site, or from a site
+// whose name was made to lead to this machine (DNS rebinding), which the browser then takes for the registry's own. Either
+// could replace images that people here are going to run. Clients of registries are no browsers, and are not looked at.
+func strayBrowser(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" && !strings.HasPrefix(r.UserAgent(), "Mozilla/") {
+		return false
+	}
+	if origin != "" {
+		if u, err := url.Parse(origin); err != nil || u.Host != r.Host {
+			return true
+		}
+	}
+	name := r.Host
+	if host, _, err := net.SplitHostPort(name); err == nil {
+		name = host
+	}
+	_, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	return err != nil && name != "localhost" && !strings.HasSuffix(name, ".localhost")
 }
 
 func (g *registry) base(w http.ResponseWriter, r *http.Request) error {

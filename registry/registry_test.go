@@ -402,3 +402,43 @@ func TestErrors(t *testing.T) {
 	}
 	m.want(t, 200, "GET", "/v2/", nil)
 }
+
+// A page in a browser on this machine reaches localhost: it must not reach the registry there.
+func TestWebPagesAreRefused(t *testing.T) {
+	m := newMachine(t)
+	own := strings.TrimPrefix(m.url, "http://")
+	port := own[strings.LastIndexByte(own, ':'):]
+	const browser = "Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"
+	for _, tt := range []struct {
+		name, host, origin, agent string
+		want                      int
+	}{
+		{"docker", own, "", "docker/29.0.0", 200},
+		{"docker by another name of this machine", "registry.lan" + port, "", "docker/29.0.0", 200},
+		{"a person who looks", "localhost" + port, "", browser, 200},
+		{"a person who looks by address", own, "", browser, 200},
+		{"a page of the registry's own origin", own, "http://" + own, browser, 200},
+		{"a page of another site", own, "https://evil.example", browser, 403},
+		{"a page without an origin", own, "null", browser, 403},
+		{"a name that was rebound, writing", "evil.example" + port, "http://evil.example" + port, browser, 403},
+		{"a name that was rebound, reading", "evil.example" + port, "", browser, 403},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", m.url+"/v2/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = tt.host
+		req.Header.Set("User-Agent", tt.agent)
+		if tt.origin != "" {
+			req.Header.Set("Origin", tt.origin)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.want {
+			t.Errorf("%s: status %d; want %d", tt.name, resp.StatusCode, tt.want)
+		}
+	}
+}
