@@ -120,14 +120,16 @@ func (m *Manager) join(ctx context.Context, c *instance, attached func()) (Strea
 // leave withdraws a joiner; one that was served meanwhile must not leak its stream.
 func (c *instance) leave(j *joiner) {
 	c.mu.Lock()
+	waits := slices.Contains(c.pending, j)
 	c.pending = slices.DeleteFunc(c.pending, func(x *joiner) bool { return x == j })
 	c.mu.Unlock()
-	select {
-	case got := <-j.ch:
-		if got.stream != nil {
-			got.stream.Close()
-		}
-	default:
+	if waits {
+		return
+	}
+	// Whoever took it from the list serves it, now or in a moment: a stream that nobody reads would in the end hold up
+	// the container's output.
+	if got := <-j.ch; got.stream != nil {
+		got.stream.Close()
 	}
 }
 
