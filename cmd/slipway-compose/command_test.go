@@ -55,6 +55,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"up", "--wait-timeout", "soon"}, "slipway: --wait-timeout \"soon\": want a duration such as 90s or 2m, or a number of seconds\n"},
 		{[]string{"logs", "nobody"}, "slipway: no such service: nobody\n"},
 		{[]string{"restart", "nobody"}, "slipway: no such service: nobody\n"},
+		{[]string{"run", "web"}, "slipway: run is not a verb for projects: `slipway exec SERVICE COMMAND` runs one in a replica, `slipway run IMAGE COMMAND` in a container of its own\n"},
 		{[]string{"rm"}, "slipway: slipway rm needs a service: `slipway down` removes the whole project\n"},
 		{[]string{"config", "--format", "xml"}, "slipway: --format \"xml\": use yaml, json or kubernetes\n"},
 		{[]string{"scale"}, "slipway: slipway scale needs SERVICE=N, such as web=3\n"},

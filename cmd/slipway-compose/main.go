@@ -95,6 +95,19 @@ func (a *app) runDirectory() string {
 	return rundir.Chosen()
 }
 
+// elsewhere are docker compose's verbs that have another name here.
+var elsewhere = map[string]string{
+	"run":     "`slipway exec SERVICE COMMAND` runs one in a replica, `slipway run IMAGE COMMAND` in a container of its own",
+	"create":  "`slipway up --no-wait` makes everything and does not wait",
+	"pause":   "use `slipway stop`",
+	"unpause": "use `slipway start`",
+	"images":  "`slipway config --images` names them, `slipway images` lists what is here",
+	"stats":   "`slipway stats` shows containers",
+	"events":  "`kubectl get events -n PROJECT --watch` shows them",
+	"watch":   "run `slipway up` again after a change: only what has changed is replaced",
+	"volumes": "`slipway config --volumes` names them, `kubectl get pvc -n PROJECT` lists them",
+}
+
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "slipway",
@@ -113,10 +126,13 @@ restarted when they fail, a changed image or configuration is a rolling update, 
 		SilenceUsage:     true,
 		TraverseChildren: true, // global flags come before the verb: after it, -f is the verb's
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q for a project: see slipway --help", args[0])}
+			if len(args) == 0 {
+				return nil
 			}
-			return nil
+			if hint := elsewhere[args[0]]; hint != "" {
+				return usageError{fmt.Errorf("%s is not a verb for projects: %s", args[0], hint)}
+			}
+			return usageError{fmt.Errorf("unknown command %q for a project: see slipway --help", args[0])}
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

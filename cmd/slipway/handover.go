@@ -100,6 +100,10 @@ func handOver(args []string, f folder) (handover, bool) {
 		return h, false
 	}
 	rest := args[verb+1:]
+	if args[verb] == "help" && len(rest) == 1 && isCompose(rest[0], nil, false, folder{}) {
+		h.args = append(h.args[:len(h.args)-1], rest[0], "--help") // its flags are known there
+		return h, true
+	}
 	h.args = append(h.args, rest...)
 	return h, isCompose(args[verb], rest, forced, f)
 }

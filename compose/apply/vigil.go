@@ -102,6 +102,9 @@ type vigil struct {
 // look reports progress and says whether the service is up; that it will not be is an error. It is called under the
 // tracker's lock.
 func (v *vigil) look(s state) (bool, error) {
+	if s.runs != v.runs {
+		v.runs, v.since = s.runs, time.Now()
+	}
 	text, done := "starting", false
 	switch {
 	case s.failed != "":
@@ -155,13 +158,10 @@ func (v *vigil) steady(s state) bool {
 	if s.probed || s.want == 0 || s.completed || settle == 0 {
 		return true
 	}
-	now := time.Now()
-	if v.runs != s.runs {
-		v.runs, v.since = s.runs, now
-	}
 	if s.runs == "" {
 		return false // it was up a moment ago
 	}
+	now := time.Now()
 	// The cluster counts whole seconds.
 	if s.since > 0 && now.Sub(time.Unix(s.since, 0)) > settle+time.Second {
 		return true
