@@ -134,6 +134,8 @@ func checkNetworking(c *containertypes.Config, h *containertypes.HostConfig, n *
 			return invalid("Invalid network mode: invalid container format container:<name|id>")
 		case c.Hostname != "":
 			return invalid("conflicting options: hostname and the network mode")
+		case hasMAC(n):
+			return invalid("conflicting options: mac-address and the network mode")
 		case len(h.Links) > 0:
 			return invalid("conflicting options: container type network can't be used with links. This would result in undefined behavior")
 		case len(h.DNS) > 0:
@@ -162,6 +164,15 @@ func checkNetworking(c *containertypes.Config, h *containertypes.HostConfig, n *
 		}
 	}
 	return nil
+}
+
+func hasMAC(n *networktypes.NetworkingConfig) bool {
+	for _, e := range n.EndpointsConfig {
+		if e != nil && len(e.MacAddress) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // validateResources checks limits and drops none; warnings are for what the kernel will round or ignore.

@@ -48,7 +48,7 @@ func (m *Manager) CopyTo(ctx context.Context, ref, p string, archive io.Reader, 
 		return err
 	}
 	x := extractor{root: r, base: p, o: o}
-	if o.CopyUIDGID {
+	if o.CopyUIDGID && c.spec().User != "" { // without a user the archive's owners stay
 		u, err := lookupUser(accounts{r}, c.spec().User, nil, false)
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -80,7 +81,9 @@ func (m *Manager) hosts(spec *Spec, conn *connection, hostname string) (string, 
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 	}
-	m.writeLinks(&b, spec)
+	if err := m.writeLinks(&b, spec); err != nil {
+		return "", err
+	}
 	if conn.first != nil {
 		names := hostname
 		if spec.Domainname != "" {
@@ -92,7 +95,7 @@ func (m *Manager) hosts(spec *Spec, conn *connection, hostname string) (string, 
 }
 
 // writeLinks resolves legacy links once, as Docker does on the default bridge.
-func (m *Manager) writeLinks(b *strings.Builder, spec *Spec) {
+func (m *Manager) writeLinks(b *strings.Builder, spec *Spec) error {
 	for _, l := range spec.Links {
 		ref, alias, ok := strings.Cut(l, ":")
 		if !ok {
@@ -100,7 +103,10 @@ func (m *Manager) writeLinks(b *strings.Builder, spec *Spec) {
 		}
 		other, err := m.find(ref)
 		if err != nil {
-			continue
+			return err
+		}
+		if other.runningPid() == 0 {
+			return errdefs.ErrConflict.WithMessage(fmt.Sprintf("Cannot link to a non running container: /%s AS /%s/%s", other.spec().Name, spec.Name, alias))
 		}
 		for _, e := range other.saved().Endpoints {
 			if e.Addr.IsValid() {
@@ -109,6 +115,7 @@ func (m *Manager) writeLinks(b *strings.Builder, spec *Spec) {
 			}
 		}
 	}
+	return nil
 }
 
 func (m *Manager) gateway(conn *connection) netip.Addr {

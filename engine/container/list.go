@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"slipway.dev/slipway/engine/image"
 )
 
 // List returns the containers that f selects, the newest first.
@@ -43,7 +45,7 @@ type matcher func(i *Info) bool
 
 // compile checks a filter and turns it into one function.
 func (m *Manager) compile(f Filter) (matcher, error) {
-	all := f.All || f.Limit > 0 || len(f.Status) > 0 || len(f.Exited) > 0 || len(f.Before) > 0 || len(f.Since) > 0
+	all := f.All || f.Limit > 0 || len(f.Status) > 0 || len(f.Exited) > 0
 	var tests []matcher
 	add := func(t matcher) { tests = append(tests, t) }
 	if !all {
@@ -154,7 +156,7 @@ func usesVolume(i *Info, v string) bool {
 
 func onNetwork(i *Info, v string) bool {
 	for name, e := range i.Endpoints {
-		if name == v || e.NetworkID == v || len(v) >= 12 && strings.HasPrefix(e.NetworkID, v) {
+		if name == v || v != "" && strings.HasPrefix(e.NetworkID, v) {
 			return true
 		}
 	}
@@ -204,19 +206,32 @@ func hasLabel(i *Info, want string) bool {
 // descends tells whether a container was made from an image, or from one built on it. Each
 // image is looked up once.
 func (m *Manager) descends() func(i *Info, ref string) bool {
-	ids := map[string]string{}
+	images := map[string]*image.Image{}
+	get := func(ref string) *image.Image {
+		img, ok := images[ref]
+		if !ok {
+			if found, err := m.Images.Get(m.ctx, ref); err == nil {
+				img = &found
+			}
+			images[ref] = img
+		}
+		return img
+	}
 	return func(i *Info, ref string) bool {
 		if i.Spec.Image == ref || i.ImageID == ref {
 			return true
 		}
-		id, ok := ids[ref]
-		if !ok {
-			if img, err := m.Images.Get(m.ctx, ref); err == nil {
-				id = img.ID.String()
-			}
-			ids[ref] = id
+		ancestor := get(ref)
+		if ancestor == nil {
+			return false
 		}
-		return id != "" && i.ImageID == id
+		if i.ImageID == ancestor.ID.String() {
+			return true
+		}
+		own := get(i.ImageID)
+		below := ancestor.Config.RootFS.DiffIDs
+		return own != nil && len(below) > 0 && len(below) <= len(own.Config.RootFS.DiffIDs) &&
+			slices.Equal(below, own.Config.RootFS.DiffIDs[:len(below)])
 	}
 }
 

@@ -83,7 +83,17 @@ func (m *Manager) mountStopped(ctx context.Context, c *instance) (*os.File, erro
 		}
 		binds = append(binds, b)
 	}
+	for _, f := range startFiles { // those of the last run, where there was one
+		if file := filepath.Join(c.dir, filepath.Base(f)); c.spec().Sandbox == "" && exists(file) {
+			binds = append(binds, bind{source: file, target: f})
+		}
+	}
 	return mountDetached(lower, filepath.Join(c.dir, "upper"), work, binds...)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // open opens a path; the last component is followed unless flags say otherwise.

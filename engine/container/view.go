@@ -74,11 +74,38 @@ func bindInside(dir string, binds []bind) error {
 	}
 	defer root.Close()
 	slices.SortFunc(binds, func(a, b bind) int { return depth(a.target) - depth(b.target) })
+	for _, b := range binds { // before anything is made read-only
+		if err := b.makeTarget(root); err != nil {
+			return err
+		}
+	}
 	for _, b := range binds {
 		err := b.mount(root)
 		if err != nil && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
+	}
+	return nil
+}
+
+// makeTarget makes the directory that a directory is to be mounted on, as the first start of the container will: who
+// copies into a volume of a container that was only created means the volume.
+func (b bind) makeTarget(root *os.File) error {
+	if fi, err := os.Stat(b.source); b.source == "" || err != nil || !fi.IsDir() {
+		return nil // mount says what is wrong
+	}
+	at := ""
+	for name := range strings.SplitSeq(strings.Trim(b.target, "/"), "/") {
+		parent, err := openIn(root, "/"+at, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return nil // not a directory: mount leaves it out
+		}
+		err = unix.Mkdirat(int(parent.Fd()), name, 0o755)
+		parent.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make %s to mount on: %w", b.target, err)
+		}
+		at += "/" + name
 	}
 	return nil
 }
