@@ -154,8 +154,10 @@ func (s *Server) containerSpec(req *createRequest) (container.Spec, []string, er
 	for _, a := range h.DNS {
 		spec.DNS = append(spec.DNS, a.String())
 	}
-	if err := s.checkLinks(h.Links); err != nil {
-		return spec, nil, err
+	if !h.NetworkMode.IsUserDefined() { // elsewhere links are names that may come later
+		if err := s.checkLinks(h.Links); err != nil {
+			return spec, nil, err
+		}
 	}
 	if spec.Log, err = logSpec(h.LogConfig); err != nil {
 		return spec, nil, err

@@ -63,7 +63,7 @@ func (s *Server) mountSpecs(h *containertypes.HostConfig, spec *container.Spec) 
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range borrowed { // given mounts win over borrowed ones
+	for _, m := range slices.Backward(borrowed) { // given mounts win over borrowed ones, and later of these over earlier
 		if !taken[m.Target] {
 			taken[m.Target] = true
 			mounts = append(mounts, m)
@@ -82,7 +82,7 @@ func (s *Server) volumesFrom(refs []string) ([]container.Mount, error) {
 			return nil, invalid("malformed volumes-from specification: %q", ref)
 		}
 		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
-			return nil, invalid("invalid mode for volumes-from: %s", mode)
+			return nil, invalid("invalid mode: %s", mode)
 		}
 		from, err := s.containers.Get(name)
 		if err != nil { // not as what it is: for a client "not found" is the image's, to be pulled
@@ -93,7 +93,7 @@ func (s *Server) volumesFrom(refs []string) ([]container.Mount, error) {
 			m.RecursiveReadOnly = m.ReadOnly && m.Type == container.MountBind
 			switch p.Type {
 			case container.MountVolume:
-				m.Source = p.Name
+				m.Source, m.NoCopy, m.Anonymous = p.Name, true, isAnonymous(from.Spec, p.Name)
 			case container.MountTmpfs:
 				continue
 			}
@@ -101,6 +101,13 @@ func (s *Server) volumesFrom(refs []string) ([]container.Mount, error) {
 		}
 	}
 	return mounts, nil
+}
+
+// isAnonymous tells whether a volume was made for a container that nobody named it for.
+func isAnonymous(spec *container.Spec, volume string) bool {
+	return slices.ContainsFunc(spec.Mounts, func(m container.Mount) bool {
+		return m.Type == container.MountVolume && m.Source == volume && m.Anonymous
+	})
 }
 
 // parseBind reads the -v form [SOURCE:]TARGET[:OPTIONS].
@@ -149,7 +156,7 @@ func bindType(source string) string {
 var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 
 func isMountMode(s string) bool {
-	return bindOptions(&container.Mount{Type: container.MountBind}, s) == nil
+	return bindOptions(&container.Mount{Type: container.MountBind}, s) == nil || bindOptions(&container.Mount{Type: container.MountVolume}, s) == nil
 }
 
 // bindOptions applies the comma-separated options of -v. Each kind may appear once.
@@ -165,7 +172,7 @@ func bindOptions(m *container.Mount, options string) error {
 			kind, m.ReadOnly = "access", o == "ro"
 		case o == "z" || o == "Z":
 			kind = "label" // SELinux relabelling: kept for inspection
-		case o == "nocopy":
+		case o == "nocopy" && m.Type == container.MountVolume:
 			m.NoCopy = true
 		case slices.Contains(propagations, o) && m.Type == container.MountBind:
 			kind, m.Propagation = "propagation", o

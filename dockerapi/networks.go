@@ -239,6 +239,9 @@ func (s *Server) connectNetwork(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
+	if e := req.EndpointConfig; e != nil && len(e.Aliases) > 0 && isBuiltin(n) {
+		return invalid("network-scoped aliases are only supported for user-defined networks")
+	}
 	if err := s.containers.Connect(r.Context(), req.Container, n.Name, endpointSpec(req.EndpointConfig)); err != nil {
 		return err
 	}

@@ -95,6 +95,8 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"NanoCpus":99000000000000}}`, 400, "Range of CPUs is from 0.01 to "},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"CpuPeriod":10}}`, 400, "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"Links":["gone:alias"]}}`, 400, "could not get container for gone: No such container: gone"},
+		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"NetworkMode":"container"}}`, 400, "invalid container format container:<name|id>"},
+		{"POST", "/containers/create", `{"Image":"app","NetworkingConfig":{"EndpointsConfig":{"bridge":{"Aliases":["a"]}}}}`, 400, "network-scoped aliases are only supported for user-defined networks"},
 		{"POST", "/containers/create", `{"Image":"app","Env":["=x"]}`, 400, "invalid environment variable: =x"},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"Annotations":{"":"x"}}}`, 400, "invalid Annotations: the empty string is not permitted as an annotation key"},
 		{"POST", "/v1.43/containers/create", `{"Image":"app","NetworkingConfig":{"EndpointsConfig":{"a":{},"b":{}}}}`, 400, "Container cannot be created with multiple network endpoints: a, b"},

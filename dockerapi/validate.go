@@ -148,6 +148,9 @@ func checkNetworking(c *containertypes.Config, h *containertypes.HostConfig, n *
 			return invalid("conflicting options: port exposing and the container type network mode")
 		}
 	}
+	if mode == "container" {
+		return invalid("invalid network mode: invalid container format container:<name|id>")
+	}
 	if h.UTSMode.IsHost() && c.Hostname != "" {
 		return invalid("conflicting options: hostname and the UTS mode")
 	}
@@ -161,6 +164,9 @@ func checkNetworking(c *containertypes.Config, h *containertypes.HostConfig, n *
 		if e != nil && e.IPAMConfig != nil && (e.IPAMConfig.IPv4Address.IsValid() || e.IPAMConfig.IPv6Address.IsValid()) &&
 			(name == networktypes.NetworkBridge || name == networktypes.NetworkDefault || name == networktypes.NetworkHost || name == networktypes.NetworkNone) {
 			return invalid("user specified IP address is supported on user defined networks only")
+		}
+		if e != nil && len(e.Aliases) > 0 && !containertypes.NetworkMode(name).IsUserDefined() {
+			return invalid("network-scoped aliases are only supported for user-defined networks")
 		}
 	}
 	return nil

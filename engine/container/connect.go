@@ -153,12 +153,22 @@ func (m *Manager) attachOne(ctx context.Context, c *instance, netns *os.File, na
 	for _, p := range publishedPorts(spec) {
 		ports = append(ports, network.PortMapping{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd, ContainerPort: p.ContainerPort})
 	}
-	aliases := want.Aliases
-	if spec.Hostname != "" { // a name that was chosen is a name for others, too
-		aliases = append(slices.Clone(aliases), spec.Hostname)
+	aliases, links := want.Aliases, map[string]string{}
+	if name != network.DefaultBridge {
+		if spec.Hostname != "" { // a name that was chosen is a name for others, too
+			aliases = append(slices.Clone(aliases), spec.Hostname)
+		}
+		wanted := want.Links
+		if name == primaryNetwork(spec) {
+			wanted = append(slices.Clone(wanted), spec.Links...)
+		}
+		for _, l := range wanted {
+			ref, alias := splitLink(l)
+			links[alias] = ref
+		}
 	}
 	got, err := m.Networks.Attach(ctx, netns, network.AttachSpec{
-		Network: name, ContainerID: c.id, Name: spec.Name, Aliases: aliases, IPv4: want.IPv4, MAC: mac, Ports: ports,
+		Network: name, ContainerID: c.id, Name: spec.Name, Aliases: aliases, Links: links, IPv4: want.IPv4, MAC: mac, Ports: ports,
 		IfName: want.IfName, DNS: dns, GwPriority: want.GwPriority, DriverOpts: want.DriverOpts,
 	})
 	if err != nil {
@@ -260,6 +270,9 @@ func (m *Manager) Connect(ctx context.Context, ref, networkRef string, want Endp
 		return errdefs.ErrConflict.WithMessage("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
 	edited := maps.Clone(wantedNetworks(c.spec(), c.saved().Networks))
+	if _, on := edited[network.NoneNetwork]; on || n.Driver == network.DriverNone && len(edited) > 0 {
+		return errdefs.ErrInvalidArgument.WithMessage("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	}
 	if _, on := edited[n.Name]; on && c.runningPid() != 0 {
 		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("endpoint with name %s already exists in network %s", c.spec().Name, n.Name))
 	}

@@ -188,7 +188,7 @@ func withAnonymous(spec *Spec) []Mount {
 }
 
 func (m *Manager) createVolume(ctx context.Context, c *instance, mt *Mount, chain image.Chain) error {
-	mt.Anonymous = mt.Source == ""
+	mt.Anonymous = mt.Anonymous || mt.Source == "" // or shared with whom it was made for
 	v, err := m.Volumes.Create(ctx, volume.Spec{
 		Name: mt.Source, Driver: mt.VolumeDriver, Labels: mt.VolumeLabels, Options: mt.VolumeOptions,
 		Owner: c.rec.Spec.Owner, Anonymous: mt.Anonymous,

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"slipway.dev/slipway/engine/network"
 )
 
 const hostsHeader = `127.0.0.1	localhost
@@ -24,12 +26,12 @@ ff02::2	ip6-allrouters
 func (m *Manager) systemFiles(c *instance, conn *connection, hostname string) ([]specs.Mount, error) {
 	spec := c.spec()
 	if spec.Sandbox != "" {
-		return fileMounts(spec.HostsFile, spec.ResolvConf, spec.HostnameFile), nil
+		return fileMounts(spec, spec.HostsFile, spec.ResolvConf, spec.HostnameFile), nil
 	}
 	dir := c.dir
 	if conn.of != nil { // files of the container whose network is shared
-		dir = conn.of.dir
-		return fileMounts(dir+"/hosts", dir+"/resolv.conf", dir+"/hostname"), nil
+		dir = m.networkOwner(conn.of).dir
+		return fileMounts(spec, dir+"/hosts", dir+"/resolv.conf", dir+"/hostname"), nil
 	}
 	if err := os.WriteFile(filepath.Join(dir, "hostname"), []byte(hostname+"\n"), 0o644); err != nil {
 		return nil, err
@@ -44,16 +46,37 @@ func (m *Manager) systemFiles(c *instance, conn *connection, hostname string) ([
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte(resolvConf(spec, conn)), 0o644); err != nil {
 		return nil, err
 	}
-	return fileMounts(dir+"/hosts", dir+"/resolv.conf", dir+"/hostname"), nil
+	return fileMounts(spec, dir+"/hosts", dir+"/resolv.conf", dir+"/hostname"), nil
 }
 
-func fileMounts(hosts, resolv, hostname string) []specs.Mount {
+// networkOwner is the container whose network c shares in the end.
+func (m *Manager) networkOwner(c *instance) *instance {
+	for range maxLinks {
+		kind, ref := networkKind(c.spec())
+		if kind != "container" {
+			break
+		}
+		next, err := m.find(ref)
+		if err != nil {
+			break
+		}
+		c = next
+	}
+	return c
+}
+
+// fileMounts are as writable as the root that they are in.
+func fileMounts(spec *Spec, hosts, resolv, hostname string) []specs.Mount {
+	options := []string{"rbind", "rprivate"}
+	if spec.ReadOnly && spec.Sandbox == "" {
+		options = append(options, "ro")
+	}
 	var out []specs.Mount
 	for _, f := range []struct{ source, target string }{
 		{resolv, "/etc/resolv.conf"}, {hostname, "/etc/hostname"}, {hosts, "/etc/hosts"},
 	} {
 		if f.source != "" {
-			out = append(out, specs.Mount{Destination: f.target, Type: "bind", Source: f.source, Options: []string{"rbind", "rprivate"}})
+			out = append(out, specs.Mount{Destination: f.target, Type: "bind", Source: f.source, Options: options})
 		}
 	}
 	return out
@@ -88,19 +111,22 @@ func (m *Manager) hosts(spec *Spec, conn *connection, hostname string) (string, 
 		names := hostname
 		if spec.Domainname != "" {
 			names = hostname + "." + spec.Domainname + " " + hostname
+		} else if short, _, qualified := strings.Cut(hostname, "."); qualified {
+			names += " " + short
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", conn.first.Addr.Addr(), names)
 	}
 	return b.String(), nil
 }
 
-// writeLinks resolves legacy links once, as Docker does on the default bridge.
+// writeLinks resolves legacy links once, as Docker does on the default bridge. On other networks they are names
+// that only this container knows, and that follow their container.
 func (m *Manager) writeLinks(b *strings.Builder, spec *Spec) error {
+	if primaryNetwork(spec) != network.DefaultBridge {
+		return nil
+	}
 	for _, l := range spec.Links {
-		ref, alias, ok := strings.Cut(l, ":")
-		if !ok {
-			alias = ref
-		}
+		ref, alias := splitLink(l)
 		other, err := m.find(ref)
 		if err != nil {
 			return err
@@ -116,6 +142,15 @@ func (m *Manager) writeLinks(b *strings.Builder, spec *Spec) error {
 		}
 	}
 	return nil
+}
+
+// splitLink reads "container[:alias]"; the alias of old may be a path.
+func splitLink(l string) (ref, alias string) {
+	ref, alias, ok := strings.Cut(l, ":")
+	if !ok {
+		alias = ref
+	}
+	return strings.TrimPrefix(ref, "/"), alias[strings.LastIndexByte(alias, '/')+1:]
 }
 
 func (m *Manager) gateway(conn *connection) netip.Addr {

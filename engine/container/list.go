@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"slipway.dev/slipway/engine/image"
 )
@@ -229,10 +230,20 @@ func (m *Manager) descends() func(i *Info, ref string) bool {
 			return true
 		}
 		own := get(i.ImageID)
-		below := ancestor.Config.RootFS.DiffIDs
-		return own != nil && len(below) > 0 && len(below) <= len(own.Config.RootFS.DiffIDs) &&
-			slices.Equal(below, own.Config.RootFS.DiffIDs[:len(below)])
+		return own != nil && builtOn(own.Config, ancestor.Config)
 	}
+}
+
+// builtOn tells whether an image continues another: its layers and its history begin as the other's.
+func builtOn(own, ancestor image.Config) bool {
+	layers, steps := ancestor.RootFS.DiffIDs, ancestor.History
+	if len(layers) == 0 || len(layers) > len(own.RootFS.DiffIDs) || len(steps) >= len(own.History) {
+		return false
+	}
+	sameStep := func(a, b ocispec.History) bool {
+		return a.CreatedBy == b.CreatedBy && (a.Created == nil) == (b.Created == nil) && (a.Created == nil || a.Created.Equal(*b.Created))
+	}
+	return slices.Equal(layers, own.RootFS.DiffIDs[:len(layers)]) && slices.EqualFunc(steps, own.History[:len(steps)], sameStep)
 }
 
 // Prune removes Docker's containers that do not run and that f selects.

@@ -28,7 +28,7 @@ func merge(spec Spec, img *dockerspec.DockerOCIImageConfig) (Spec, error) {
 	} else if len(spec.Entrypoint) == 1 && spec.Entrypoint[0] == "" {
 		spec.Entrypoint = []string{} // --entrypoint "" drops the image's
 	}
-	spec.Env = mergeEnv(img.Env, spec.Env)
+	spec.Env = append(mergeEnv(img.Env, spec.Env), unset(spec.Env)...)
 	spec.User = cmp.Or(spec.User, img.User)
 	spec.WorkingDir = cmp.Or(spec.WorkingDir, img.WorkingDir)
 	spec.StopSignal = cmp.Or(spec.StopSignal, img.StopSignal)
@@ -46,6 +46,11 @@ func merge(spec Spec, img *dockerspec.DockerOCIImageConfig) (Spec, error) {
 		spec.Healthcheck = mergeHealth(spec.Healthcheck, img.Healthcheck)
 	}
 	return spec, check(&spec)
+}
+
+// unset are the names without a value, which stay: they take away what Docker would add at the start, too.
+func unset(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(e string) bool { return strings.Contains(e, "=") })
 }
 
 func union(a, b []string) []string {

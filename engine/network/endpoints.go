@@ -58,7 +58,7 @@ func (m *Manager) reserve(spec AttachSpec) (*segment, *Endpoint, error) {
 	}
 	ep := &Endpoint{
 		ID: newID(), NetworkID: s.ID, NetworkName: s.Name, ContainerID: spec.ContainerID, Name: spec.Name,
-		Aliases: slices.Clone(spec.Aliases), DNS: slices.Clone(spec.DNS), WantPorts: slices.Clone(spec.Ports), GwPriority: spec.GwPriority,
+		Aliases: slices.Clone(spec.Aliases), Links: linkNames(spec.Links), DNS: slices.Clone(spec.DNS), WantPorts: slices.Clone(spec.Ports), GwPriority: spec.GwPriority,
 		Seq: nextSeq(mine),
 	}
 	if s.Driver == DriverBridge {
@@ -68,6 +68,18 @@ func (m *Manager) reserve(spec AttachSpec) (*segment, *Endpoint, error) {
 	}
 	m.enterLocked(s, ep)
 	return s, ep, nil
+}
+
+// linkNames folds the case of names, as DNS does.
+func linkNames(links map[string]string) map[string]string {
+	if len(links) == 0 {
+		return nil
+	}
+	folded := make(map[string]string, len(links))
+	for alias, name := range links {
+		folded[strings.ToLower(alias)] = strings.ToLower(name)
+	}
+	return folded
 }
 
 func nextSeq(mine map[string]*Endpoint) int {

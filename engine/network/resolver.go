@@ -149,6 +149,7 @@ type view struct {
 	segments []*segment
 	forward  bool
 	servers  []netip.AddrPort
+	links    map[string]string // what only this client calls others
 }
 
 // viewOf finds the client; false when it is not one of ours.
@@ -164,6 +165,12 @@ func (m *Manager) viewOf(s *segment, client netip.Addr) (view, bool) {
 		seg := m.networks[id]
 		v.segments = append(v.segments, seg)
 		v.forward = v.forward || !seg.Internal && e.Addr.IsValid()
+		for alias, name := range e.Links {
+			if v.links == nil {
+				v.links = map[string]string{}
+			}
+			v.links[alias] = name
+		}
 		if len(v.servers) == 0 {
 			for _, a := range e.DNS {
 				v.servers = append(v.servers, netip.AddrPortFrom(a, 53))
@@ -177,6 +184,9 @@ func (m *Manager) viewOf(s *segment, client netip.Addr) (view, bool) {
 func (v view) local(q *dns.Msg, question dns.Question, name string) *dns.Msg {
 	if question.Qtype == dns.TypePTR {
 		return v.reverse(q, question, name)
+	}
+	if other, linked := v.links[name]; linked {
+		name = other
 	}
 	addrs := v.addresses(name)
 	if len(addrs) == 0 {

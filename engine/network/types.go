@@ -116,33 +116,35 @@ type AttachSpec struct {
 	ContainerID string // 64 hexadecimal characters; its first 12 are a name on the network
 	Name        string // container name
 	Aliases     []string
-	IPv4        netip.Addr       // invalid: any free address
-	MAC         net.HardwareAddr // nil: derived from the address
-	Ports       []PortMapping    // pass the same to every Attach of a container: the first network that can carries them
-	IfName      string           // empty: eth0, eth1, ...
-	DNS         []netip.Addr     // upstream servers of this container instead of the host's
-	GwPriority  int              // the endpoint with the highest carries the default route; ties: the first network by name
+	Links       map[string]string // names that only this container knows -> names on the network
+	IPv4        netip.Addr        // invalid: any free address
+	MAC         net.HardwareAddr  // nil: derived from the address
+	Ports       []PortMapping     // pass the same to every Attach of a container: the first network that can carries them
+	IfName      string            // empty: eth0, eth1, ...
+	DNS         []netip.Addr      // upstream servers of this container instead of the host's
+	GwPriority  int               // the endpoint with the highest carries the default route; ties: the first network by name
 	DriverOpts  map[string]string
 }
 
 // Endpoint is a container's (or pod's) place on a network.
 type Endpoint struct {
-	ID          string           `json:"id"`
-	NetworkID   string           `json:"networkID"`
-	NetworkName string           `json:"networkName"`
-	ContainerID string           `json:"containerID"`
-	Name        string           `json:"name"`
-	Aliases     []string         `json:"aliases,omitempty"`
-	Addr        netip.Prefix     `json:"addr"`    // with the subnet's length; invalid on host and none
-	Gateway     netip.Addr       `json:"gateway"` // invalid where there is no way out
-	MAC         net.HardwareAddr `json:"mac,omitempty"`
-	IfName      string           `json:"ifName,omitempty"`
-	HostIf      string           `json:"hostIf,omitempty"`
-	DNS         []netip.Addr     `json:"dns,omitempty"`
-	Ports       []PortMapping    `json:"ports,omitempty"` // published here, with real host ports
-	WantPorts   []PortMapping    `json:"wantPorts,omitempty"`
-	GwPriority  int              `json:"gwPriority,omitempty"`
-	Seq         int              `json:"seq"` // order of attachment within the container
+	ID          string            `json:"id"`
+	NetworkID   string            `json:"networkID"`
+	NetworkName string            `json:"networkName"`
+	ContainerID string            `json:"containerID"`
+	Name        string            `json:"name"`
+	Aliases     []string          `json:"aliases,omitempty"`
+	Links       map[string]string `json:"links,omitempty"`
+	Addr        netip.Prefix      `json:"addr"`    // with the subnet's length; invalid on host and none
+	Gateway     netip.Addr        `json:"gateway"` // invalid where there is no way out
+	MAC         net.HardwareAddr  `json:"mac,omitempty"`
+	IfName      string            `json:"ifName,omitempty"`
+	HostIf      string            `json:"hostIf,omitempty"`
+	DNS         []netip.Addr      `json:"dns,omitempty"`
+	Ports       []PortMapping     `json:"ports,omitempty"` // published here, with real host ports
+	WantPorts   []PortMapping     `json:"wantPorts,omitempty"`
+	GwPriority  int               `json:"gwPriority,omitempty"`
+	Seq         int               `json:"seq"` // order of attachment within the container
 }
 
 // Names are all the names this endpoint answers to, each once.
