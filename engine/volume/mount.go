@@ -122,7 +122,9 @@ func PopulateDir(dst, marker, src string) error {
 	}
 	// Other containers may use the directory already, and change it while it is filled.
 	if err := tree.Copy(dst, src, inVolumes); err != nil {
-		return fmt.Errorf("populate %s from the image: %w", dst, err)
+		// The directory was empty, so what is there now is half of the image's. If it stayed, with its marker, the next
+		// container would have it cleared together with all that others may have written by then.
+		return fmt.Errorf("populate %s from the image: %w", dst, errors.Join(err, clear(dst), os.Remove(marker)))
 	}
 	return os.Remove(marker)
 }

@@ -120,3 +120,36 @@ func TestPruneLeavesTheNodesVolumes(t *testing.T) {
 		t.Fatalf("Prune(all) = %v; want [mine]", removed)
 	}
 }
+
+// A copy that fails leaves nothing: neither half of the image's files, nor the mark that has the next copy clear the volume.
+func TestFailedPopulateLeavesNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it keeps owners")
+	}
+	dir, src := t.TempDir(), t.TempDir()
+	dst, marker := dir+"/data", dir+"/marker"
+	deep := src
+	for range 1030 { // more than is copied
+		deep += "/d"
+	}
+	for _, err := range []error{os.Mkdir(dst, 0o755), os.WriteFile(src+"/a", []byte("image"), 0o600), os.MkdirAll(deep, 0o755)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := PopulateDir(dst, marker, src); err == nil {
+		t.Fatal("the copy succeeded; want it to fail")
+	}
+	if left, err := os.ReadDir(dst); err != nil || len(left) > 0 {
+		t.Errorf("after a copy that failed the directory holds %v, %v; want nothing", left, err)
+	}
+	if err := os.WriteFile(dst+"/mine", []byte("written since"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := PopulateDir(dst, marker, src); err != nil {
+		t.Errorf("populate a directory that is in use: %v", err)
+	}
+	if b, err := os.ReadFile(dst + "/mine"); err != nil || string(b) != "written since" {
+		t.Errorf("what a container wrote after the failure is %q, %v; want it kept", b, err)
+	}
+}
