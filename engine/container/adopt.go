@@ -26,6 +26,7 @@ func (m *Manager) adopt(ctx context.Context) error {
 	running := map[string]bool{}
 	for _, c := range m.all() {
 		p, known := alive[c.id]
+		c.trust(p, known)
 		if known && p.Status != warden.Exited && c.sameRun(p) {
 			running[c.id] = true
 		}
@@ -62,8 +63,8 @@ func (m *Manager) loadRecords(ctx context.Context) error {
 		}
 		s, err := readState(m.dir(r.ID))
 		if err != nil {
-			m.Log.Error("state file is unreadable: the container counts as exited", "container", r.ID, "error", err)
-			s = saved{State: State{Status: StatusExited, ExitCode: 255, Error: err.Error()}}
+			m.Log.Error("state file is unreadable: unless the warden knows better, the container counts as exited", "container", r.ID, "error", err)
+			s = saved{State: State{Status: StatusExited, ExitCode: 255, Error: err.Error()}, Run: runUnknown}
 		}
 		c := newInstance(r.ID, m.dir(r.ID), r, s)
 		if s.Removing {
@@ -116,6 +117,20 @@ func (m *Manager) wardenState(ctx context.Context) (map[string]warden.ProcessSta
 		}
 	}
 	return alive, nil
+}
+
+// runUnknown is the run of a container whose state file could not be read, until adopt has settled it.
+const runUnknown = -1
+
+// trust makes the warden's word for a run the container's own; without one, nothing runs.
+func (c *instance) trust(p warden.ProcessState, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s.Run != runUnknown {
+		return
+	}
+	run, err := strconv.Atoi(p.Labels[labelRun])
+	c.s.Run, c.s.Running = run, known && err == nil
 }
 
 func (c *instance) sameRun(p warden.ProcessState) bool {

@@ -56,6 +56,8 @@ func TestDamagedFiles(t *testing.T) {
 	d.Docker(t, "run", "--name", "resting", harness.Base, "true")
 	d.Kubectl(t, "create", "configmap", "-n", ns, "kept", "--from-literal=a=b")
 	id := strings.TrimSpace(d.Docker(t, "inspect", "-f", "{{.Id}}", "resting"))
+	counter := strings.TrimSpace(d.Docker(t, "inspect", "-f", "{{.Id}}", "counter"))
+	process := d.Docker(t, "inspect", "-f", "{{.State.Pid}} {{.State.Running}}", "counter")
 	network := strings.TrimSpace(d.Docker(t, "network", "inspect", "-f", "{{.Id}}", "lan"))
 
 	for _, tt := range []struct {
@@ -76,7 +78,9 @@ func TestDamagedFiles(t *testing.T) {
 		{file: "pki/sa.key", damage: empty, refused: "is damaged: it holds no PEM block"},
 		{file: "build/results.db", damage: half, logged: "set aside, and begun anew"},
 		{file: "build/keys.db", damage: half, logged: "set aside, and begun anew"},
-		{file: "containers/" + id + "/state.json", damage: half, logged: "state file is unreadable: the container counts as exited"},
+		{file: "containers/" + id + "/state.json", damage: half, logged: "state file is unreadable: unless the warden knows better, the container counts as exited"},
+		{file: "containers/" + counter + "/state.json", damage: half, logged: "state file is unreadable: unless the warden knows better, the container counts as exited"},
+		{file: "containers/" + counter + "/state.json", damage: empty, logged: "state file is unreadable: unless the warden knows better, the container counts as exited"},
 		{file: "volumes/store/volume.json", damage: half, logged: "volume is unreadable: restore or remove its directory"},
 	} {
 		found, err := filepath.Glob(filepath.Join(d.Data, tt.file))
@@ -103,6 +107,9 @@ func TestDamagedFiles(t *testing.T) {
 			}
 			if names := d.Docker(t, "ps", "-a", "--format", "{{.Names}}"); !strings.Contains(names, "counter") || !strings.Contains(names, "resting") {
 				t.Errorf("with a damaged %s, the containers are %q", tt.file, names)
+			}
+			if now := d.Docker(t, "inspect", "-f", "{{.State.Pid}} {{.State.Running}}", "counter"); now != process {
+				t.Errorf("with a damaged %s, the container that ran as %q is %q", tt.file, process, now)
 			}
 			d.Kill()
 		}
