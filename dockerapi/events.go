@@ -152,26 +152,19 @@ func eventFits(f filters, e event.Event) bool {
 		eventObjectFits(f, e)
 }
 
-// eventObjectFits applies the filters that name an object: container=web, image=app:1 …
+// eventObjectFits applies the filters that name an object: container=web, image=app:1 … As everywhere in Docker one filter's values are
+// alternatives and several filters must all hold: container=web and image=app:1 are what happens to web while it runs app:1.
 func eventObjectFits(f filters, e event.Event) bool {
 	name := e.Actor.Attributes["name"]
-	fits := func(want string) bool {
-		return want == e.Actor.ID || want == name || len(want) >= 3 && strings.HasPrefix(e.Actor.ID, want)
-	}
-	wanted := false
 	for _, kind := range []string{event.Container, event.Image, event.Volume, event.Network, event.Daemon, "plugin", "service", "node", "secret", "config"} {
-		if !f.has(kind) {
-			continue
-		}
-		wanted = true
-		if kind == e.Type && slices.ContainsFunc(f[kind], fits) {
-			return true
-		}
-		if kind == event.Image && imageEventFits(f[kind], e) || kind == event.Container && e.Actor.Attributes["container"] != "" && slices.Contains(f[kind], e.Actor.Attributes["container"]) {
-			return true
+		fits := kind == e.Type && slices.ContainsFunc(f[kind], func(want string) bool {
+			return want == e.Actor.ID || want == name || len(want) >= 3 && strings.HasPrefix(e.Actor.ID, want)
+		})
+		if f.has(kind) && !fits && !(kind == event.Image && imageEventFits(f[kind], e)) {
+			return false
 		}
 	}
-	return !wanted
+	return true
 }
 
 // imageEventFits is true for events of an image and of the containers made from it, with or without the tag.

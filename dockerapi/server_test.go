@@ -329,7 +329,11 @@ func TestEventsReplayAndFilter(t *testing.T) {
 		{`{"type":{"image":true}}`, "tag"},
 		{`{"event":["health_status"]}`, "health_status: healthy"},
 		{`{"container":["web"]}`, "start health_status: healthy"},
-		{`{"container":["c1"]}`, "start health_status: healthy connect"},
+		{`{"container":["c1"]}`, "start health_status: healthy"}, // connect happens to the network
+		{`{"container":["web"],"image":["app:1"]}`, "start health_status: healthy"},
+		{`{"container":["web"],"image":["other"]}`, ""},
+		{`{"container":["web","net"],"event":["start","connect"]}`, "start"},
+		{`{"network":["net"]}`, "connect"},
 		{`{"image":["app"]}`, "start health_status: healthy tag"},
 		{`{"label":["slipway.owner=node"]}`, "start"},
 	} {
