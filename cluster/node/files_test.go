@@ -86,3 +86,25 @@ func TestWriteAtomicallyStaysInside(t *testing.T) {
 		}
 	}
 }
+
+// A container may make its /etc/hosts a file of a terabyte: looking at it must cost no more than looking at ours.
+func TestHoldsTextReadsNoMore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hosts")
+	if holdsText(path, "") {
+		t.Error("a file that is not there holds nothing, not even the empty text")
+	}
+	for _, tt := range []struct {
+		size int64
+		want bool
+	}{{4, true}, {3, false}, {5, false}, {1 << 40, false}} {
+		if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, tt.size); err != nil {
+			t.Skipf("this file system has no sparse file of %d bytes: %v", tt.size, err)
+		}
+		if got := holdsText(path, "text"); got != tt.want {
+			t.Errorf("a file of %d bytes that begins with the text: %v; want %v", tt.size, got, tt.want)
+		}
+	}
+}

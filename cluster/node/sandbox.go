@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -113,7 +114,7 @@ func (a *Agent) writeFiles(pod *corev1.Pod, addr netip.Addr, hostname, domain st
 		"resolv.conf": resolvConf(pod, a.DNSAddr, a.ClusterDomain, string(host)),
 	} {
 		path := filepath.Join(dir, name)
-		if have, err := os.ReadFile(path); err == nil && string(have) == text {
+		if holdsText(path, text) {
 			continue // an agent that starts again leaves running pods' files alone
 		}
 		// Written in place: containers have the file itself mounted.
@@ -122,6 +123,18 @@ func (a *Agent) writeFiles(pod *corev1.Pod, addr netip.Addr, hostname, domain st
 		}
 	}
 	return nil
+}
+
+// holdsText says whether a file is text. Containers can write to it, and make it as large as they like: no more is read
+// than text is long.
+func holdsText(path, text string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	have, err := io.ReadAll(io.LimitReader(f, int64(len(text))+1))
+	return err == nil && string(have) == text
 }
 
 // removeSandbox gives back the pod's address, namespaces and cgroup; repeating it does no harm.
