@@ -35,7 +35,7 @@ type upFlags struct {
 // long what holds one up may last when nothing else moves any more. The first is short, because people wait for it: most
 // programs that lack a setting or a file notice within it. A health check is what tells of slower ones.
 const (
-	settle   = 300 * time.Millisecond
+	settle   = 150 * time.Millisecond
 	patience = 2 * time.Second
 )
 
