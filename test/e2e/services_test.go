@@ -144,7 +144,8 @@ spec:
 `, port))
 		d.AwaitPod(t, ns, "outside", "ready", harness.Ready)
 		harness.Eventually(t, 10*time.Second, "the pod behind the port", func() error {
-			res, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d", port))
+			// A connection made after the port is reserved and before a rule leads from it waits in vain.
+			res, err := (&http.Client{Timeout: time.Second}).Get(fmt.Sprintf("http://127.0.0.1:%d", port))
 			if err == nil {
 				res.Body.Close()
 			}
