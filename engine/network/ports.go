@@ -236,9 +236,12 @@ func bindFD(fd int, hp hostPort) (uint16, error) {
 	}
 	if hp.proto == "tcp" {
 		// Bound alone is not enough: another SO_REUSEADDR socket could bind beside it.
-		backlog := 1
-		if hp.addr.Is6() {
-			backlog = relayBacklog
+		backlog := relayBacklog
+		if hp.addr.Is4() {
+			if err := acceptNothing(fd); err != nil {
+				return 0, err
+			}
+			backlog = 1
 		}
 		if err := unix.Listen(fd, backlog); err != nil {
 			return 0, err
@@ -254,6 +257,14 @@ func bindFD(fd int, hp hostPort) (uint16, error) {
 		return uint16(six.Port), nil
 	}
 	return uint16(sa.(*unix.SockaddrInet4).Port), nil
+}
+
+// acceptNothing has the kernel drop whatever gets as far as a socket. A connection that comes between the reservation
+// of a port and its rule would be taken by a socket that nobody accepts from, and hang; dropped, the client's next
+// try, a second later, finds the rule.
+func acceptNothing(fd int) error {
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
 }
 
 func bindAddr(fd int, hp hostPort) error {
