@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -213,10 +214,14 @@ func (p *process) drain() {
 func (p *process) signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.gone || p.state.Status != warden.Running {
-		return fmt.Errorf("%s is not running: %w", p.name(), errdefs.ErrFailedPrecondition)
+	ended := p.gone || p.state.Status != warden.Running
+	if !ended {
+		err := pidfdSignal(p.pidfd, sig)
+		if ended = errors.Is(err, unix.ESRCH); !ended { // or it is reaped already, and its end about to be noted here
+			return err
+		}
 	}
-	return pidfdSignal(p.pidfd, sig)
+	return fmt.Errorf("%s is not running: %w", p.name(), errdefs.ErrFailedPrecondition)
 }
 
 // closeStdin ends standard input. The daemon's duplicate has to go too, or the process would never see it.
