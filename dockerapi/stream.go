@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -74,9 +75,17 @@ func (p *progress) finish(err error) error {
 }
 
 // fail sends an error in the stream, even as its first object: a build that failed is a request that worked.
+// The code is a program's, when one failed: the docker command ends with it.
 func (p *progress) fail(err error) error {
+	detail := jsonstream.Error{Message: err.Error()}
+	if exit, ok := errors.AsType[interface {
+		error
+		ExitStatus() int
+	}](err); ok {
+		detail.Code = exit.ExitStatus()
+	}
 	p.object(map[string]any{
-		"errorDetail": jsonstream.Error{Message: err.Error()},
+		"errorDetail": detail,
 		"error":       err.Error(),
 	})
 	return nil

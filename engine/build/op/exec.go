@@ -87,6 +87,9 @@ type ExitError struct {
 	OOM  bool
 }
 
+// ExitStatus is the program's exit code.
+func (e *ExitError) ExitStatus() int { return e.Code }
+
 func (e *ExitError) Error() string {
 	why := ""
 	switch {
