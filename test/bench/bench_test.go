@@ -145,7 +145,7 @@ func dockerd(t *testing.T) *engine {
 	write(t, dir, "Dockerfile", "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
 	busybox, err := os.ReadFile("/bin/busybox")
 	check(t, err)
-	write(t, dir, "busybox", string(busybox))
+	check(t, os.WriteFile(filepath.Join(dir, "busybox"), busybox, 0o755))
 	e.run("build", "-q", "-t", harness.Base, dir)
 	return e
 }
