@@ -133,6 +133,40 @@ func TestHistoryAges(t *testing.T) {
 	})
 }
 
+// TestHistoryIsAsLargeAsWhatIsThere: the same number of events is remembered beside many objects, and forgotten
+// beside one.
+func TestHistoryIsAsLargeAsWhatIsThere(t *testing.T) {
+	const events = 3000 // of some 4 KB: 12 MB
+	for _, tt := range []struct {
+		objects int
+		want    error
+	}{{1, store.ErrTooOld}, {events, nil}} {
+		s := open(t, store.Options{Kinds: storetest.Kinds(), Backend: store.Memory(), HistoryAge: time.Hour})
+		put := func(n int, write func(*corev1.ConfigMap) (store.Object, error)) {
+			t.Helper()
+			cm := configMap(n)
+			cm.Data["k"] = strings.Repeat("x", 900)
+			if _, err := write(cm); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n := range tt.objects {
+			put(n, func(cm *corev1.ConfigMap) (store.Object, error) {
+				return s.Create(t.Context(), storetest.ConfigMaps, cm)
+			})
+		}
+		from := s.Revision()
+		for n := range events {
+			put(n%tt.objects, func(cm *corev1.ConfigMap) (store.Object, error) {
+				return s.Update(t.Context(), storetest.ConfigMaps, cm, 0)
+			})
+		}
+		if _, err := s.Watch(storetest.ConfigMaps, from); !errors.Is(err, tt.want) {
+			t.Errorf("%d objects, watching from %d events ago: %v; want %v", tt.objects, events, err, tt.want)
+		}
+	}
+}
+
 func TestBookmarks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := store.Open(t.Context(), store.Options{Kinds: kinds.All(), Backend: store.Memory()})

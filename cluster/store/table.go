@@ -27,6 +27,7 @@ type table struct {
 	items   *btree.BTreeG[*item] // the publisher's own trees: current has their clones
 	names   []string
 	indexes []index
+	weight  int // of all items, as weigh has it
 	history history
 	wake    chan struct{} // closed at the next publication; nil while nobody waits
 	frozen  *detector     // nil without Options.Detector
@@ -98,6 +99,7 @@ type index struct {
 
 func (t *table) clear() {
 	t.items = btree.NewG(treeDegree, lessItem)
+	t.weight = 0
 	t.indexes = make([]index, len(t.names))
 	for i, name := range t.names {
 		t.indexes[i] = index{values: t.kind.Indexes[name], tree: btree.NewG(treeDegree, lessEntry)}
@@ -137,7 +139,7 @@ func (t *table) publish(changes []change, now time.Time) {
 		t.applyLocked(c, now)
 	}
 	t.publishStateLocked(changes[len(changes)-1].it.rev)
-	t.history.trim(t.limit, now, t.frozen)
+	t.history.trim(t.limit.beside(t.weight), now, t.frozen)
 	if t.wake != nil {
 		close(t.wake)
 		t.wake = nil
@@ -158,6 +160,12 @@ func (t *table) applyLocked(c change, now time.Time) {
 		}
 	} else if old, had := t.items.ReplaceOrInsert(c.it); had {
 		typ, prev = Modified, old
+	}
+	if prev != nil {
+		t.weight -= weigh(prev.size)
+	}
+	if !c.deleted {
+		t.weight += weigh(c.it.size)
 	}
 	t.indexLocked(prev, c)
 	t.frozen.add(c.it)
@@ -206,6 +214,7 @@ func (t *table) load(items []*item, rev int64) {
 	defer t.mu.Unlock()
 	for _, it := range items {
 		t.items.ReplaceOrInsert(it)
+		t.weight += weigh(it.size)
 		t.indexLocked(nil, change{it: it})
 		t.frozen.add(it)
 	}
@@ -258,7 +267,7 @@ func (t *table) at(rev int64) (Snapshot, error) {
 func (t *table) sweep(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.history.trim(t.limit, now, t.frozen)
+	t.history.trim(t.limit.beside(t.weight), now, t.frozen)
 }
 
 // close wakes every waiting cursor for the last time.
