@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
@@ -14,12 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleAfter is how long the daemon has not had to collect garbage when it counts as at rest.
+// settleAfter is how long the daemon must not have worked when it counts as at rest.
 const settleAfter = 15 * time.Second
 
-// worthwhile is how much was allocated since memory was last given back, in bytes, when doing it again pays:
-// an idle daemon allocates a little, too.
-const worthwhile = 32 << 20
+// Work is what makes the collector run so often; the probes of an idle cluster make it run every few seconds.
+const (
+	burst       = 3 // collections
+	burstWithin = 3 * time.Second
+)
+
+// labour tells work from rest by when garbage was collected.
+type labour struct{ recent [burst]time.Time }
+
+// collected notes a collection and says whether it is one of a burst.
+func (l *labour) collected(now time.Time) bool {
+	copy(l.recent[:], l.recent[1:])
+	l.recent[burst-1] = now
+	return now.Sub(l.recent[0]) < burstWithin
+}
 
 // settle gives memory back whenever the daemon has come to rest after work, of which starting is the first,
 // until ctx ends. By itself the runtime would keep the heap of the busiest moment for minutes, and the kernel
@@ -29,23 +40,21 @@ func settle(ctx context.Context, dataDir string) error {
 	if err != nil {
 		return err
 	}
-	collected := make(chan struct{}, 1)
-	hearCollections(ctx, collected)
-	quiet := time.NewTimer(settleAfter)
-	defer quiet.Stop()
-	before := uint64(0) // allocated by the time memory was last given back
+	collections := make(chan struct{}, 1)
+	hearCollections(ctx, collections)
+	var work labour
+	rest := time.NewTimer(settleAfter)
+	defer rest.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-collected:
-			quiet.Reset(settleAfter)
-		case <-quiet.C:
-			if before > 0 && allocated()-before < worthwhile {
-				continue
+		case <-collections:
+			if work.collected(time.Now()) {
+				rest.Reset(settleAfter)
 			}
+		case <-rest.C: // and not again before there has been work
 			debug.FreeOSMemory()
-			before = allocated()
 			if err := dropPages(func(file string) bool { return file == exe || strings.HasPrefix(file, dataDir+"/") }); err != nil {
 				return err
 			}
@@ -53,7 +62,7 @@ func settle(ctx context.Context, dataDir string) error {
 	}
 }
 
-// hearCollections tells, until ctx ends, of each garbage collection: the sign of work that needs no clock.
+// hearCollections tells, until ctx ends, of each garbage collection.
 func hearCollections(ctx context.Context, heard chan<- struct{}) {
 	// With a pointer inside, so that the runtime does not pack it together with objects that live longer.
 	type sentinel struct{ _ *sentinel }
@@ -67,13 +76,6 @@ func hearCollections(ctx context.Context, heard chan<- struct{}) {
 		}
 		hearCollections(ctx, heard)
 	}, struct{}{})
-}
-
-// allocated is how many bytes of heap this process has ever asked for.
-func allocated() uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	return sample[0].Value.Uint64()
 }
 
 // dropPages drops what is mapped of the files that selects names and can be read again whenever it is touched.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"testing"
+	"time"
 )
 
 // TestHearCollections: every collection is heard of, not only the first.
@@ -15,6 +16,23 @@ func TestHearCollections(t *testing.T) {
 	for range 3 {
 		runtime.GC()
 		<-heard
+	}
+}
+
+func TestLabour(t *testing.T) {
+	start := time.Now()
+	for _, tt := range []struct {
+		what  string
+		every time.Duration
+		want  bool
+	}{{"a load", 200 * time.Millisecond, true}, {"probes", 4 * time.Second, false}} {
+		var l labour
+		for n := range 10 {
+			busy := l.collected(start.Add(time.Duration(n) * tt.every))
+			if n < burst-1 && busy || n >= burst-1 && busy != tt.want {
+				t.Errorf("%s: collection %d is work: %v", tt.what, n, busy)
+			}
+		}
 	}
 }
 
