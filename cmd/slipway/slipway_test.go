@@ -153,6 +153,22 @@ func (d *fakeDaemon) slipway(t *testing.T, stdin string, args ...string) (code i
 	return code, out.String(), errs.String()
 }
 
+// TestContainerExists: a service called db must not be taken for the container whose id happens to begin like that.
+func TestContainerExists(t *testing.T) {
+	id := "db1234567890" + strings.Repeat("f", 52)
+	answers := map[string]string{}
+	for _, ref := range []string{"db", "db12345678", "db1234567890", id, "quiet"} {
+		answers["GET /containers/"+ref+"/json"] = `{"Id":"` + id + `","Name":"/quiet"}`
+	}
+	d := newFakeDaemon(t, answers)
+	c := &cli{runDir: d.dir}
+	for name, want := range map[string]bool{"quiet": true, "db1234567890": true, id: true, "db": false, "db12345678": false, "web": false} {
+		if got := c.containerExists(name); got != want {
+			t.Errorf("a container %q exists: %v; want %v", name, got, want)
+		}
+	}
+}
+
 // TestBadCommandLines is what wrong command lines are told, and their exit codes, which are docker's.
 func TestBadCommandLines(t *testing.T) {
 	d := newFakeDaemon(t, nil)

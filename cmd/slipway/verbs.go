@@ -125,12 +125,18 @@ func (c *cli) inspectContainer(ctx context.Context, name string) (container.Insp
 	return info, err
 }
 
+// containerExists tells whether a container is called so, by its name or by an id as `ps` shows it. Shorter
+// beginnings of ids do not count here: db is what many services are called, and one id in 256 begins like that.
 func (c *cli) containerExists(name string) bool {
 	client := c.client
 	if client == nil {
 		client = newClient(c.runDirectory(), nil) // only looks: a daemon that does not run has no containers
 	}
-	return client.get(context.Background(), containerPath(name, "/json"), nil, nil) == nil
+	var info container.InspectResponse
+	if client.get(context.Background(), containerPath(name, "/json"), nil, &info) != nil {
+		return false
+	}
+	return strings.TrimPrefix(info.Name, "/") == strings.TrimPrefix(name, "/") || shortID(info.ID) == shortID(name)
 }
 
 func (c *cli) attachCommand() *cobra.Command {
