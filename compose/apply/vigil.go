@@ -45,11 +45,11 @@ const keptLines = 15
 // podLag is how long the news of a pod may take after those of the job that failed over it: two watches keep no order.
 const podLag = time.Second
 
-// explain adds to a failure what the container printed last.
+// explain adds to a service's own failure what the container printed last.
 func (r *rollout) explain(ctx context.Context, err error) error {
 	var failed *FailedError
-	if !errors.As(err, &failed) {
-		return err
+	if !errors.As(err, &failed) || ctx.Err() != nil {
+		return err // when the wait was called off, the failure is another service's, which explains it itself
 	}
 	if failed.from.pod == "" && failed.object != "" {
 		soon, cancel := context.WithTimeout(ctx, podLag)

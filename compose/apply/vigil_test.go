@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -336,5 +337,20 @@ func TestProjects(t *testing.T) {
 	list, err := c.Projects(context.Background())
 	if err != nil || len(list) != 1 || list[0].Name != "shop" || list[0].Status != "stopped" || !slices.Equal(list[0].Files, []string{"/srv/compose.yaml"}) {
 		t.Errorf("projects %+v, %v", list, err)
+	}
+}
+
+// TestOthersFailureIsLeftAlone: a wait that was called off over another service's failure ends with that failure, and must
+// not take away what is known of it.
+func TestOthersFailureIsLeftAlone(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	failed := &FailedError{Service: "db", Reason: "it exits", Log: []string{"no such table"}, from: source{pod: "db-1", container: "db"}}
+	r := &rollout{c: &Cluster{}, t: &tracker{}}
+	if err := r.explain(ctx, fmt.Errorf("service db: %w", failed)); !errors.Is(err, failed) {
+		t.Errorf("explained as %v", err)
+	}
+	if !slices.Equal(failed.Log, []string{"no such table"}) {
+		t.Errorf("the log of the failure has become %q", failed.Log)
 	}
 }
