@@ -31,13 +31,8 @@ type FailedError struct {
 
 func (e *FailedError) Error() string { return e.Reason }
 
-// How often the end of a log is asked for, with which pause, and how long one answer may take: the log of what is running
-// again has no end.
-const (
-	tailTries = 4
-	tailPause = 100 * time.Millisecond
-	tailLimit = 2 * time.Second
-)
+// tailLimit is how long the end of a log may take: that of what is running again has no end.
+const tailLimit = 2 * time.Second
 
 // keptLines is how much of a log tells why a service failed.
 const keptLines = 15
@@ -69,23 +64,8 @@ func (r *rollout) explain(ctx context.Context, err error) error {
 	return err
 }
 
-// tail is the end of the log of a container that has ended; nothing, if it cannot be had. That it has ended may be known before
-// its last line is, so nothing is not taken for an answer at once.
+// tail is the end of the log of a container that has ended; nothing, if it cannot be had.
 func (c *Cluster) tail(ctx context.Context, namespace string, s source) (lines []string) {
-	for range tailTries {
-		if lines = c.lines(ctx, namespace, s); len(lines) > 0 {
-			break
-		}
-		select {
-		case <-time.After(tailPause):
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return lines
-}
-
-func (c *Cluster) lines(ctx context.Context, namespace string, s source) (lines []string) {
 	ctx, cancel := context.WithTimeout(ctx, tailLimit)
 	defer cancel()
 	q := url.Values{"container": {s.container}, "tailLines": {strconv.Itoa(keptLines)}, "follow": {"true"}}
