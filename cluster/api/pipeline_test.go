@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -361,5 +362,22 @@ func TestSlowBodyIsNotWaitedFor(t *testing.T) {
 				t.Errorf("half a request got %s by %s; want an error by %s", resp.Status, resp.Proto, version)
 			}
 		})
+	}
+}
+
+// A server may be closed before the goroutine that was to serve ran at all.
+func TestServeAfterCloseIsNoError(t *testing.T) {
+	i := start(t)
+	i.stop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Serve(l); err != nil {
+		t.Errorf("Serve after Close: %v", err)
+	}
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the listener is still open after Serve after Close")
 	}
 }

@@ -200,7 +200,8 @@ func (s *Server) isReady() bool {
 	}
 }
 
-// Serve accepts connections until the server or the listener closes.
+// Serve accepts connections until the server or the listener closes, and closes the listener. It
+// is no error when Close came first: who closes a server may not know whether it serves yet.
 func (s *Server) Serve(l net.Listener) error {
 	hs := &http.Server{
 		Handler:           s.Handler(),
@@ -213,7 +214,7 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	hs.ConnState = s.servers.note
 	if !s.servers.add(hs) {
-		return errClosing
+		return l.Close()
 	}
 	defer s.servers.remove(hs)
 	err := hs.Serve(tls.NewListener(l, hs.TLSConfig))
@@ -244,14 +245,18 @@ type serverSet struct {
 	closed bool
 }
 
+// add notes a server that is about to serve, and tells whether it may.
 func (t *serverSet) add(hs *http.Server) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
 	if t.open == nil {
 		t.open = map[*http.Server]struct{}{}
 	}
 	t.open[hs] = struct{}{}
-	return !t.closed
+	return true
 }
 
 func (t *serverSet) remove(hs *http.Server) {
