@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -132,6 +133,46 @@ func TestEtcdNamesWhatItCannotRead(t *testing.T) {
 	_, err := store.Open(t.Context(), store.Options{Kinds: damaged, Backend: store.Etcd(store.EtcdOptions{Dir: dir})})
 	if err == nil || !strings.Contains(err.Error(), "core/configmaps/ns/cm000001") {
 		t.Errorf("opening a database with a damaged value = %v; want an error that names it", err)
+	}
+}
+
+func TestEtcdNamesADamagedLog(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		damage func(log []byte) []byte
+		want   string
+	}{
+		{"cut off", func(log []byte) []byte { return log[:len(bytes.TrimRight(log, "\x00"))/2] }, "has been cut off"},
+		{"overwritten", func(log []byte) []byte { copy(log[8<<10:], "garbled."); return log }, "open "},
+		{"half zeros", func(log []byte) []byte { clear(log[8<<10:]); return log }, "has been cut off"},
+		{"empty", func([]byte) []byte { return nil }, "its files are damaged"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openEtcd(t, dir, nil)
+			for i := range 100 {
+				if _, err := s.Create(t.Context(), kinds.ConfigMaps, configMap(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			closeStore(t, s)
+			logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+			if err != nil || len(logs) != 1 {
+				t.Fatalf("the write-ahead logs are %v, %v; want one", logs, err)
+			}
+			whole, err := os.ReadFile(logs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(logs[0], tt.damage(whole), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err = store.Open(t.Context(), store.Options{Kinds: kinds.All(), Backend: store.Etcd(store.EtcdOptions{Dir: dir})})
+			const remedy = ": restore the directory from a backup, or remove it"
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), remedy) {
+				t.Errorf("opening a store whose write-ahead log was damaged (%s) = %v; want an error that names %s, and has %q and %q", tt.name, err, dir, tt.want, remedy)
+			}
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"go.etcd.io/etcd/server/v3/config"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/features"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -30,6 +32,7 @@ const (
 	catchUpEntries = 100  // raft entries kept in memory: nobody has to catch up
 	walSegment     = 16 << 20
 
+	startUsual   = time.Second // ten times what it takes with a quick disk: then the files are looked at
 	startTimeout = time.Minute
 )
 
@@ -45,15 +48,48 @@ func startMember(ctx context.Context, o EtcdOptions, log *slog.Logger) (*etcdser
 	server.Start()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	select {
-	case <-server.ReadyNotify():
-		return server, nil
-	case <-server.StopNotify():
-		return nil, fmt.Errorf("etcd: the member in %s stopped while it started: see the log before", o.Dir)
-	case <-ctx.Done():
-		server.HardStop()
-		return nil, fmt.Errorf("etcd: start the member in %s: %w: when that repeats, its write-ahead log has lost entries that the database knows: %s", o.Dir, context.Cause(ctx), remedy)
+	late := time.NewTimer(startUsual)
+	defer late.Stop()
+	for {
+		select {
+		case <-server.ReadyNotify():
+			return server, nil
+		case <-server.StopNotify():
+			return nil, fmt.Errorf("etcd: the member in %s stopped while it started: see the log before", o.Dir)
+		case <-late.C:
+			if err := cutOff(server, o.Dir); err != nil {
+				server.HardStop()
+				return nil, fmt.Errorf("etcd: %w: %s", err, remedy)
+			}
+		case <-ctx.Done():
+			server.HardStop()
+			return nil, fmt.Errorf("etcd: start the member in %s: %w: when that repeats, %s", o.Dir, context.Cause(ctx), remedy)
+		}
 	}
+}
+
+// cutOff says whether the write-ahead log has lost its end. A member whose database was written from entries that its
+// log does not have never gets ready: whatever it proposes is given the place of a lost entry, and left out as applied long ago.
+func cutOff(server *etcdserver.EtcdServer, dir string) error {
+	logs := filepath.Join(dir, "member", "wal")
+	snapshots, err := wal.ValidSnapshotEntries(server.Logger(), logs)
+	if err != nil || len(snapshots) == 0 {
+		return nil // the member has read it: what it waits for is something else
+	}
+	log, err := wal.OpenForRead(server.Logger(), logs, snapshots[len(snapshots)-1])
+	if err != nil {
+		return nil
+	}
+	defer log.Close()
+	_, _, entries, _ := log.ReadAll() // an error is the end of what is written so far
+	last := snapshots[len(snapshots)-1].GetIndex()
+	if len(entries) > 0 {
+		last = entries[len(entries)-1].GetIndex()
+	}
+	if known, _ := schema.ReadConsistentIndex(server.Backend().ReadTx()); last < known {
+		return fmt.Errorf("the write-ahead log in %s has been cut off: it ends at entry %d, and the database was written from entries up to %d", logs, last, known)
+	}
+	return nil
 }
 
 const remedy = "restore the directory from a backup, or remove it to begin with an empty cluster"
