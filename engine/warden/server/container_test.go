@@ -81,6 +81,29 @@ func TestStartFailures(t *testing.T) {
 	}
 }
 
+// Whoever is told that a container or an exec has started may signal it: its program must be there.
+func TestStartedMeansExeced(t *testing.T) {
+	h := newHouse(t)
+	check := func(what string, pid int) {
+		t.Helper()
+		if st, err := readStat(pid); err != nil || st.forked {
+			t.Errorf("%s that was started: %+v, %v; want one that has exec'ed", what, st, err)
+		}
+	}
+	for range 10 {
+		st, _ := h.run("sleep 1000")
+		check("container", st.Pid)
+		p := *h.spec("").Bundle.Process
+		p.Args = []string{"/bin/sleep", "1000"}
+		exec, _, err := h.client.Exec(h.ctx, warden.ExecSpec{ContainerID: st.ContainerID, ID: "e", Process: &p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("exec", exec.Pid)
+		h.delete(st.ContainerID)
+	}
+}
+
 func TestStdinAndStdinOnce(t *testing.T) {
 	h := newHouse(t)
 	_, a := h.run("cat", attached, withStdin)

@@ -185,7 +185,27 @@ func (p *process) introduce(withAttachment bool, enter func()) (reply *warden.St
 	p.container.mu.Unlock()
 	reply.State = p.snapshot()
 	p.begin()
+	p.awaitProgram(time.Sleep)
 	return reply, fds, nil
+}
+
+// programLimit is how long a start waits for a program that a slow disk gives.
+const programLimit = time.Second
+
+// awaitProgram waits until the process has become its program. libcontainer returns a millisecond or two earlier, when its helper is
+// about to exec: a signal in that time ends the helper, and the program never runs.
+//
+// No event tells of it, because the helper closes what is not the program's before it execs, close-on-exec pipes included. So /proc
+// is asked. A `run` is not slower for it: its client waits for the program in any case.
+func (p *process) awaitProgram(pause func(time.Duration)) {
+	for waited, next := time.Duration(0), 50*time.Microsecond; waited < programLimit; next = min(2*next, 5*time.Millisecond) {
+		st, err := readStat(p.state.Pid)
+		if err != nil || !st.forked || st.zombie || st.startTime != p.startTime {
+			return
+		}
+		pause(next)
+		waited += next
+	}
 }
 
 // execute answers MethodExec.

@@ -108,7 +108,7 @@ func FuzzStat(f *testing.F) {
 
 func TestStatOfACommandWithParentheses(t *testing.T) {
 	st, err := parseStat([]byte("1 (a) S 9 (x) Z " + strings.Repeat("7 ", 18) + "1234 " + strings.Repeat("7 ", 29) + "256"))
-	if err != nil || !st.zombie || st.startTime != 1234 || st.exitCode != 256 {
-		t.Errorf("stat = %+v, %v; want a zombie started at 1234 with status 256", st, err)
+	if err != nil || !st.zombie || st.forked || st.startTime != 1234 || st.exitCode != 256 {
+		t.Errorf("stat = %+v, %v; want a zombie of its own program, started at 1234, with status 256", st, err)
 	}
 }

@@ -140,9 +140,12 @@ func orphanExit(fd uintptr, pid int, startTime uint64) (end exit, done bool) {
 // procStat is what the warden reads of /proc/PID/stat.
 type procStat struct {
 	zombie    bool
+	forked    bool // still a copy of its parent: it has not exec'ed
 	startTime uint64
 	exitCode  uint32
 }
+
+const forkNoExec = 0x40 // PF_FORKNOEXEC
 
 func readStat(pid int) (procStat, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
@@ -162,6 +165,10 @@ func parseStat(b []byte) (procStat, error) {
 	if len(f) < 50 {
 		return procStat{}, fmt.Errorf("unexpected /proc/PID/stat of %d fields", len(f)+2)
 	}
+	flags, err := strconv.ParseUint(string(f[6]), 10, 64)
+	if err != nil {
+		return procStat{}, err
+	}
 	start, err := strconv.ParseUint(string(f[19]), 10, 64)
 	if err != nil {
 		return procStat{}, err
@@ -170,7 +177,9 @@ func parseStat(b []byte) (procStat, error) {
 	if err != nil {
 		return procStat{}, err
 	}
-	return procStat{zombie: f[0][0] == 'Z' || f[0][0] == 'X', startTime: start, exitCode: uint32(code)}, nil
+	return procStat{
+		zombie: f[0][0] == 'Z' || f[0][0] == 'X', forked: flags&forkNoExec != 0, startTime: start, exitCode: uint32(code),
+	}, nil
 }
 
 func pidfdSignal(f *os.File, sig syscall.Signal) error {
