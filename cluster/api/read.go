@@ -30,10 +30,11 @@ import (
 // path takes a lock that a writer holds, converts through internal types (tables excepted) or
 // touches a disk, and nothing writes to the objects: they are everybody's.
 type reader struct {
-	objects objects
-	closing context.Context // ends the watches when the server closes
-	watches time.Duration   // how long a watch lasts whose client names no limit, at least
-	lists   listCache
+	objects  objects
+	closing  context.Context // ends the watches when the server closes
+	watches  time.Duration   // how long a watch lasts whose client names no limit, at least
+	patience time.Duration   // how long a watch waits for its client to read
+	lists    listCache
 }
 
 func (s *reader) get(w http.ResponseWriter, req *http.Request, r *resource) error {

@@ -94,7 +94,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{
 		opts: o, log: o.Log, objects: o.Store, close: stop, ready: make(chan struct{}),
 		resolver: &request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")},
-		reader:   &reader{objects: o.Store, closing: run, watches: 30 * time.Minute},
+		reader:   &reader{objects: o.Store, closing: run, watches: 30 * time.Minute, patience: watchPatience},
 	}
 	s.metrics = newMetrics(s)
 	if err := s.assemble(); err != nil {

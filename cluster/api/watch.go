@@ -53,7 +53,8 @@ func (s *reader) watch(w http.ResponseWriter, req *http.Request, r *resource) er
 	if err != nil && !errors.Is(err, store.ErrTooOld) {
 		return err
 	}
-	st := &stream{w: w, flush: http.NewResponseController(w), frame: frame, form: form, sel: sel, ctx: ctx, bookmarks: opts.AllowWatchBookmarks, sent: time.Now()}
+	out := newReadBy(w, s.patience)
+	st := &stream{w: out, frame: frame, form: form, sel: sel, ctx: ctx, bookmarks: opts.AllowWatchBookmarks, sent: time.Now()}
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(http.StatusOK)
 	if cursor == nil {
@@ -63,6 +64,9 @@ func (s *reader) watch(w http.ResponseWriter, req *http.Request, r *resource) er
 	st.run(cursor, initial)
 	return nil
 }
+
+// watchPatience is how long a watch's client may leave unread what it is sent.
+const watchPatience = time.Minute
 
 // lifetime ends a watch after the time that the client asks for, or after half an hour to an
 // hour, spread so that clients of one start do not all come back at once.
@@ -79,10 +83,39 @@ func (s *reader) lifetime(ctx context.Context, opts *internalversion.ListOptions
 // errWatchTooOld tells the client to list again.
 var errWatchTooOld = apierrors.NewResourceExpired("The resourceVersion for the provided watch is too old.")
 
+// readBy is a response whose client has to read on: nothing is written for longer than patience. A client that stops reading would
+// otherwise keep one of the places for watches, and what it was to be sent, until its time is over: half an hour, or what it asked for.
+type readBy struct {
+	http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration
+	over     *time.Timer
+}
+
+// newReadBy wraps a response. Nothing is measured while nothing is written.
+func newReadBy(w http.ResponseWriter, patience time.Duration) *readBy {
+	r := &readBy{ResponseWriter: w, control: http.NewResponseController(w), patience: patience}
+	// A deadline of the connection for each write would cost an HTTP/2 server two messages to itself per event.
+	r.over = time.AfterFunc(patience, func() { _ = r.control.SetWriteDeadline(time.Now()) }) // fails when the connection is over
+	r.over.Stop()
+	return r
+}
+
+func (r *readBy) Write(p []byte) (int, error) {
+	r.over.Reset(r.patience)
+	defer r.over.Stop()
+	return r.ResponseWriter.Write(p)
+}
+
+func (r *readBy) Flush() error {
+	r.over.Reset(r.patience)
+	defer r.over.Stop()
+	return r.control.Flush()
+}
+
 // stream sends one watch.
 type stream struct {
-	w         http.ResponseWriter
-	flush     *http.ResponseController
+	w         *readBy
 	frame     func(out *bytes.Buffer, typ string, object []byte)
 	form      *form
 	sel       *selection
@@ -99,7 +132,7 @@ func (st *stream) run(cursor *store.Cursor, initial bool) {
 			return
 		}
 	}
-	if st.flush.Flush() != nil {
+	if st.w.Flush() != nil {
 		return
 	}
 	if st.bookmarks {
@@ -114,7 +147,7 @@ func (st *stream) run(cursor *store.Cursor, initial bool) {
 		case err != nil:
 			return // the client has gone, its time is over, or the server closes
 		}
-		if st.events(events) != nil || st.flush.Flush() != nil {
+		if st.events(events) != nil || st.w.Flush() != nil {
 			return
 		}
 	}
@@ -218,7 +251,7 @@ func (st *stream) send(typ string, o store.Object) error {
 func (st *stream) fail(err *apierrors.StatusError) {
 	status := responsewriters.ErrorToAPIStatus(err)
 	if st.encode("ERROR", status) == nil {
-		st.flush.Flush()
+		st.w.Flush()
 	}
 }
 
