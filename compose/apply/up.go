@@ -12,6 +12,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	batchv1 "k8s.io/api/batch/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"slipway.dev/slipway/compose"
@@ -176,6 +177,9 @@ func newTally(members map[string][]unstructured.Unstructured) *tally {
 	return t
 }
 
+// had tells whether an object was the project's before.
+func (t *tally) had(o Object) bool { _, known := t.before[keyOf(o)]; return known }
+
 // count notes an applied object and tells whether it is other than before.
 func (t *tally) count(applied Object) bool {
 	version, known := t.before[keyOf(applied)]
@@ -201,16 +205,30 @@ func (t *tally) outcome() Outcome {
 // check dry-runs everything on the server. Jobs cannot be changed, only replaced: those that exist are
 // not checked against themselves. What somebody else made is not taken over.
 func (c *Cluster) check(ctx context.Context, plan *compose.Plan, t *tally) error {
+	foreign := func(o Object) error {
+		return fmt.Errorf("%s %s exists in namespace %s, and is not this project's: delete it, or give the project another name with -p",
+			o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), plan.Namespace)
+	}
 	all := append([]compose.Object{}, plan.Shared...)
 	for _, w := range plan.Workloads {
-		if _, job := w.Object.(*batchv1.Job); !job {
-			all = append(all, w.Object)
+		if _, job := w.Object.(*batchv1.Job); job {
+			if t.had(w.Object) {
+				continue
+			}
+			// A dry run of one that exists would fail for what cannot be changed, and not say whose it is.
+			_, err := c.in(kinds[1], plan.Namespace).Get(ctx, w.Object.GetName(), metav1.GetOptions{})
+			if err == nil {
+				return foreign(w.Object)
+			}
+			if !apierrors.IsNotFound(err) {
+				return err
+			}
 		}
+		all = append(all, w.Object)
 	}
 	return c.applyAll(ctx, all, true, func(out Object) error {
-		if _, ours := t.before[keyOf(out)]; !ours && out.GetResourceVersion() != "" {
-			return fmt.Errorf("%s %s exists in namespace %s, and is not this project's: delete it, or give the project another name with -p",
-				out.GetObjectKind().GroupVersionKind().Kind, out.GetName(), plan.Namespace)
+		if !t.had(out) && out.GetResourceVersion() != "" {
+			return foreign(out)
 		}
 		return nil
 	})

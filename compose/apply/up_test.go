@@ -183,6 +183,11 @@ func TestUpRefusesBeforeItChanges(t *testing.T) {
 	if !slices.Equal(f.applied, []string{"Namespace/shop"}) {
 		t.Errorf("applied %v before the whole was known to be right", f.applied)
 	}
+	f.refuse = map[string]string{"Job/migrate": "spec.template.spec.containers[0].image: Invalid value"}
+	_, err = c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"migrate": once, "db": nil}), UpOptions{Project: "shop", Progress: &recorder{}})
+	if err == nil || !slices.Equal(f.applied, []string{"Namespace/shop"}) {
+		t.Errorf("error %v, applied %v, where the job was wrong", err, f.applied)
+	}
 }
 
 func TestUpTellsWhyAServiceFails(t *testing.T) {

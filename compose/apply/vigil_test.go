@@ -243,6 +243,17 @@ func TestUpTakesNothingOver(t *testing.T) {
 	}
 }
 
+func TestUpReplacesNobodysJob(t *testing.T) {
+	f, c := newFakeAPI(t)
+	f.create(jobs+"migrate", map[string]any{"apiVersion": "batch/v1", "kind": "Job", "metadata": map[string]any{"name": "migrate", "namespace": "shop"},
+		"spec": map[string]any{"template": map[string]any{"spec": map[string]any{"restartPolicy": "Never"}}}})
+	_, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"migrate": once}), UpOptions{Project: "shop", Progress: &recorder{}})
+	want := "Job migrate exists in namespace shop, and is not this project's: delete it, or give the project another name with -p"
+	if errorText(err) != want || len(f.deleted) > 0 || !slices.Equal(f.applied, []string{"Namespace/shop"}) {
+		t.Errorf("error %v, deleted %v, applied %v; want %s and nothing done", err, f.deleted, f.applied, want)
+	}
+}
+
 func TestUpKnowsItsNamespace(t *testing.T) {
 	_, c := newFakeAPI(t)
 	up := func(project string) error {
