@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -114,7 +115,7 @@ func (x *change) await(ctx context.Context) error {
 	return nil
 }
 
-// Scale sets the replicas of services and waits until they are there.
+// Scale sets the replicas of services and waits until they are there. Services that share pods are scaled together.
 func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[string]int32, o ChangeOptions) error {
 	o.Services = sortedKeys(replicas)
 	x, end, err := c.change(ctx, namespace, o)
@@ -129,12 +130,34 @@ func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[stri
 	for _, j := range jobs {
 		return fmt.Errorf("service %s runs to completion: only services that go on running can be scaled", j.Labels[labelService])
 	}
-	for _, d := range deployments {
-		if err := x.patch(ctx, kinds[0], d, `{"spec":{"replicas":%d}}`, replicas[d.Labels[labelService]]); err != nil {
+	counts := make([]int32, len(deployments))
+	for i, d := range deployments {
+		if counts[i], err = replicasOf(d, replicas); err != nil {
+			return err
+		}
+	}
+	for i, d := range deployments {
+		if err := x.patch(ctx, kinds[0], d, `{"spec":{"replicas":%d}}`, counts[i]); err != nil {
 			return err
 		}
 	}
 	return x.await(ctx)
+}
+
+// replicasOf is how many replicas are asked for of a deployment, under the name of any service in its pods.
+func replicasOf(d *appsv1.Deployment, asked map[string]int32) (n int32, err error) {
+	by := ""
+	for _, service := range servicesOf(d) {
+		m, named := asked[service]
+		switch {
+		case !named:
+		case by == "":
+			by, n = service, m
+		case m != n:
+			return 0, fmt.Errorf("services %s and %s share their pods: both need the same number of replicas", by, service)
+		}
+	}
+	return n, nil
 }
 
 // Restart replaces the replicas of services as an update does; what ran to completion runs again.
@@ -329,8 +352,19 @@ func (c *Cluster) DownServices(ctx context.Context, namespace string, o ChangeOp
 		return err
 	}
 	defer end()
-	if _, _, err := x.targets(); err != nil {
+	deployments, jobs, err := x.targets()
+	if err != nil {
 		return err
+	}
+	for _, d := range deployments {
+		if err := wholePods(d, o.Services); err != nil {
+			return err
+		}
+	}
+	for _, j := range jobs {
+		if err := wholePods(j, o.Services); err != nil {
+			return err
+		}
 	}
 	all, err := c.members(ctx, namespace)
 	if err != nil {
@@ -362,6 +396,17 @@ func (c *Cluster) DownServices(ctx context.Context, namespace string, o ChangeOp
 	}
 	for _, service := range o.Services {
 		o.Progress.State(service, "removed", 0, 0)
+	}
+	return nil
+}
+
+// wholePods refuses to remove some of the services that share a workload's pods: their containers come and go together.
+func wholePods(workload Object, named []string) error {
+	all := servicesOf(workload)
+	for _, service := range all {
+		if !slices.Contains(named, service) {
+			return fmt.Errorf("services %s share their pods: remove all of them, with `slipway down %s`", strings.Join(all, ", "), strings.Join(all, " "))
+		}
 	}
 	return nil
 }

@@ -340,6 +340,28 @@ func TestDownOfOneService(t *testing.T) {
 	}
 }
 
+// TestServicesThatSharePods: they are scaled and removed together, by whichever name.
+func TestServicesThatSharePods(t *testing.T) {
+	f, c := newFakeAPI(t)
+	sidecar := func(s *types.ServiceConfig) { s.NetworkMode = "service:web" }
+	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil, "proxy": sidecar}), UpOptions{Project: "shop", Progress: &recorder{}}); err != nil {
+		t.Fatal(err)
+	}
+	o := ChangeOptions{NoWait: true, Progress: &recorder{}}
+	if err := c.Scale(context.Background(), "shop", map[string]int32{"proxy": 3}, o); err != nil || !strings.Contains(textOf(f, deployments+"web"), `"replicas":3`) {
+		t.Errorf("scaled proxy to 3: %v, %s", err, textOf(f, deployments+"web"))
+	}
+	err := c.Scale(context.Background(), "shop", map[string]int32{"web": 2, "proxy": 1}, o)
+	if want := "services web and proxy share their pods: both need the same number of replicas"; errorText(err) != want {
+		t.Errorf("error %v; want %s", err, want)
+	}
+	o.Services = []string{"proxy"}
+	err = c.DownServices(context.Background(), "shop", o)
+	if want := "services web, proxy share their pods: remove all of them, with `slipway down web proxy`"; errorText(err) != want || len(f.deleted) > 0 {
+		t.Errorf("error %v, deleted %v; want %s and nothing deleted", err, f.deleted, want)
+	}
+}
+
 func TestProjects(t *testing.T) {
 	_, c := newFakeAPI(t)
 	if _, err := c.Up(context.Background(), plan(t, map[string]func(*types.ServiceConfig){"web": nil}), UpOptions{Project: "shop", Files: []string{"/srv/compose.yaml"}, Progress: &recorder{}}); err != nil {
