@@ -32,11 +32,11 @@ func (a *app) read(ctx context.Context, whole bool) (*types.Project, error) {
 	return compose.Load(ctx, compose.Source{Files: s.files, Dir: s.dir, Name: s.name, Profiles: s.profiles, EnvFiles: s.envFiles, WorkingDir: wd, Whole: whole})
 }
 
-// namespace is where the project's objects are; services, if any are named, must be the file's. A project that is named by
-// -p alone needs no file.
-func (a *app) namespace(ctx context.Context, services ...string) (string, error) {
+// projectName is the project's; services, if any are named, must be the file's. A project that is named by -p alone needs
+// no file.
+func (a *app) projectName(ctx context.Context, services ...string) (string, error) {
 	if a.source.name != "" && len(a.source.files) == 0 {
-		return compose.Namespace(a.source.name)
+		return a.source.name, nil
 	}
 	p, err := a.read(ctx, true)
 	if err != nil {
@@ -47,17 +47,25 @@ func (a *app) namespace(ctx context.Context, services ...string) (string, error)
 			return "", fmt.Errorf("no such service: %s", name)
 		}
 	}
-	return compose.Namespace(p.Name)
+	return p.Name, nil
 }
 
-// project finds the namespace and the API that has it.
+// project finds the project's namespace and the API that has it. Two names may become one namespace: what is meant for one
+// project must not be done to another.
 func (a *app) project(ctx context.Context, services ...string) (string, *apply.Cluster, error) {
-	namespace, err := a.namespace(ctx, services...)
+	name, err := a.projectName(ctx, services...)
+	if err != nil {
+		return "", nil, err
+	}
+	namespace, err := compose.Namespace(name)
 	if err != nil {
 		return "", nil, err
 	}
 	c, err := a.cluster(ctx)
-	return namespace, c, err
+	if err != nil {
+		return "", nil, err
+	}
+	return namespace, c, c.Refuse(ctx, namespace, name)
 }
 
 // selected narrows the project to some services and what they depend on; none means all.

@@ -98,6 +98,15 @@ func (p parent) refuse(namespace, project string) error {
 	return fmt.Errorf("project %s: namespace %s is project %s's, since names of namespaces have no _: choose another name with -p", project, namespace, p.project)
 }
 
+// Refuse is an error for a namespace that another project has: whatever is done there would be done to that one.
+func (c *Cluster) Refuse(ctx context.Context, namespace, project string) error {
+	have, err := c.readParent(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	return have.refuse(namespace, project)
+}
+
 // shares tells whether a project was brought up from one of the files, or has not been brought up.
 func (p parent) shares(files []string) bool {
 	return len(p.files) == 0 || len(files) == 0 || slices.ContainsFunc(files, func(f string) bool { return slices.Contains(p.files, f) })

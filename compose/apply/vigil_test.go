@@ -263,8 +263,15 @@ func TestUpKnowsItsNamespace(t *testing.T) {
 	if err := up("sh_op"); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := errorText(up("sh-op")), "project sh-op: namespace shop is project sh_op's, since names of namespaces have no _: choose another name with -p"; got != want {
+	want := "project sh-op: namespace shop is project sh_op's, since names of namespaces have no _: choose another name with -p"
+	if got := errorText(up("sh-op")); got != want {
 		t.Errorf("error %s; want %s", got, want)
+	}
+	if got := errorText(c.Refuse(context.Background(), "shop", "sh-op")); got != want {
+		t.Errorf("what is done to the other project is refused with %s; want %s", got, want)
+	}
+	if err := c.Refuse(context.Background(), "shop", "sh_op"); err != nil {
+		t.Errorf("the project itself is refused: %v", err)
 	}
 }
 
