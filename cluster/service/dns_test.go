@@ -147,7 +147,7 @@ func TestPodsResolveNames(t *testing.T) {
 	networktest.In(t, c.Outside, func() {
 		networktest.Sh(t, "ip route add "+c.net.ServiceRange().String()+" via "+networktest.HostAddr)
 	})
-	if got := call(t, c.Outside, "tcp", server); !networktest.Unreachable(got) {
+	if got := knock(t, c.Outside, "tcp", server); !networktest.Unreachable(got) {
 		t.Errorf("a neighbour reached the cluster's DNS: %q", got)
 	}
 }

@@ -26,6 +26,7 @@ func TestMain(m *testing.M) { networktest.Main(m) }
 var (
 	check = networktest.Check
 	call  = networktest.Call
+	knock = networktest.Knock
 	greet = networktest.Greet
 )
 
@@ -190,7 +191,7 @@ func (c *cluster) reaches(what string, from *os.File, network, to, greeting stri
 	c.t.Helper()
 	var got string
 	eventually(c.t, fmt.Sprintf("%s (%s %s)", what, network, to), func() bool {
-		got = call(c.t, from, network, to)
+		got = knock(c.t, from, network, to)
 		return strings.HasPrefix(got, greeting)
 	})
 }
@@ -269,7 +270,7 @@ func testServices(t *testing.T, c *cluster) {
 			}
 		}
 	}
-	if got := call(t, c.Outside, "tcp", networktest.HostAddr+":8081"); !networktest.Unreachable(got) {
+	if got := knock(t, c.Outside, "tcp", networktest.HostAddr+":8081"); !networktest.Unreachable(got) {
 		t.Errorf("a load balancer on localhost only, from outside: %q", got)
 	}
 	c.statusOf(t, "public", node)
@@ -294,7 +295,7 @@ func (c *cluster) changes(t *testing.T, client, a, b pod, web, public *corev1.Se
 	c.replace(slice)
 	inRow := 0
 	eventually(t, "calls go to the ready pod only", func() bool {
-		if inRow++; call(t, client.ns, "tcp", c.vip(20)+":80") != "b sees "+client.ip() {
+		if inRow++; knock(t, client.ns, "tcp", c.vip(20)+":80") != "b sees "+client.ip() {
 			inRow = 0
 		}
 		return inRow == 8
@@ -314,7 +315,7 @@ func (c *cluster) changes(t *testing.T, client, a, b pod, web, public *corev1.Se
 
 	check(t, c.write.Delete(t.Context(), kinds.EndpointSlices, "shop", "public-1", metav1.DeleteOptions{}))
 	eventually(t, "a load balancer without pods refuses", func() bool {
-		return strings.Contains(call(t, c.Outside, "tcp", networktest.HostAddr+":8080"), "connection refused")
+		return strings.Contains(knock(t, c.Outside, "tcp", networktest.HostAddr+":8080"), "connection refused")
 	})
 	check(t, c.write.Delete(t.Context(), kinds.Services, "shop", "public", metav1.DeleteOptions{}))
 	eventually(t, "the port of a deleted service is free", func() bool {
@@ -351,7 +352,7 @@ func TestClientAffinity(t *testing.T) {
 	c.reaches("a service with affinity", client.ns, "tcp", c.vip(20)+":80", "")
 	var first string
 	eventually(t, "a first answer", func() bool {
-		first = call(t, client.ns, "tcp", c.vip(20)+":80")
+		first = knock(t, client.ns, "tcp", c.vip(20)+":80")
 		return !networktest.Unreachable(first)
 	})
 	for range 12 {
@@ -368,7 +369,7 @@ func TestClientAffinity(t *testing.T) {
 	c.replace(endpointSlice(svc, 80, rest...))
 	var second string
 	eventually(t, "another pod when the first is gone", func() bool {
-		second = call(t, client.ns, "tcp", c.vip(20)+":80")
+		second = knock(t, client.ns, "tcp", c.vip(20)+":80")
 		return second != first && !networktest.Unreachable(second)
 	})
 	for range 12 {

@@ -97,7 +97,7 @@ func TestFlushedRulesComeBack(t *testing.T) {
 	sh(t, "nft flush ruleset; iptables -w -P FORWARD DROP")
 	t.Cleanup(func() { sh(t, "nft delete table ip filter") })
 	eventually(t, "a published port after flush ruleset and a new drop policy", func() bool {
-		return call(t, m.Outside, "tcp", hostAddr+":8080") == "a sees "+outsideAddr
+		return knock(t, m.Outside, "tcp", hostAddr+":8080") == "a sees "+outsideAddr
 	})
 }
 
@@ -137,7 +137,7 @@ func TestTwoInstancesSideBySide(t *testing.T) {
 		t.Errorf("ranges overlap: %s %s, %s %s, %s %s", a.ep.Addr, b.ep.Addr, one.PodRange(), two.PodRange(), one.ServiceRange(), two.ServiceRange())
 	}
 	greet(t, a.ns, "0.0.0.0:80", "a sees")
-	if got := call(t, b.ns, "tcp", a.ip()+":80"); !unreachable4(got) {
+	if got := knock(t, b.ns, "tcp", a.ip()+":80"); !unreachable4(got) {
 		t.Errorf("another instance's container was reached: %q", got)
 	}
 	if got := call(t, b.ns, "tcp", hostAddr+":8080"); unreachable4(got) {
@@ -185,10 +185,7 @@ func TestPods(t *testing.T) {
 		{"pod to a container", one, docker.ip() + ":80", ""},
 		{"container to pod", &docker, one.ip() + ":80", ""},
 	} {
-		got := call(t, tt.from.ns, "tcp", tt.to)
-		if tt.want == "" && !unreachable4(got) || tt.want != "" && got != tt.want {
-			t.Errorf("%s: got %q, want %q", tt.what, got, tt.want)
-		}
+		answered(t, tt.what, tt.from.ns, "tcp", tt.to, tt.want)
 	}
 	check(t, mgr.Close())
 	mgr = m.open()
@@ -296,7 +293,7 @@ func TestPortsOfContainers(t *testing.T) {
 	}
 	check(t, mgr.Release(t.Context(), a.id))
 	check(t, mgr.Release(t.Context(), a.id))
-	if got := call(t, m.Outside, "tcp", hostAddr+":8000"); !unreachable4(got) {
+	if got := knock(t, m.Outside, "tcp", hostAddr+":8000"); !unreachable4(got) {
 		t.Errorf("after Release: %q", got)
 	}
 }

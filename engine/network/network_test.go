@@ -74,10 +74,7 @@ func testTraffic(t *testing.T, m *machine) {
 		{"another network", "tcp", "c", a.ip() + ":80", ""},
 	} {
 		from := map[string]box{"a": a, "b": b, "c": c, "outside": {ns: m.Outside}}[tt.from].ns
-		got := call(t, from, tt.network, tt.to)
-		if tt.want == "" && !unreachable4(got) || tt.want != "" && got != tt.want {
-			t.Errorf("%s (%s to %s): got %q, want %q", tt.what, tt.from, tt.to, got, tt.want)
-		}
+		answered(t, tt.what, from, tt.network, tt.to, tt.want)
 	}
 	routeThroughUs(t, m, other, c)
 	if t.Failed() {
@@ -89,7 +86,7 @@ func testTraffic(t *testing.T, m *machine) {
 func routeThroughUs(t *testing.T, m *machine, n Network, c box) {
 	greet(t, c.ns, "0.0.0.0:80", "c sees")
 	in(t, m.Outside, func() { sh(t, fmt.Sprintf("ip route add %s via %s", n.Subnet, hostAddr)) })
-	if got := call(t, m.Outside, "tcp", c.ip()+":80"); !unreachable4(got) {
+	if got := knock(t, m.Outside, "tcp", c.ip()+":80"); !unreachable4(got) {
 		t.Errorf("a neighbour reached a container that publishes nothing: %q", got)
 	}
 }
@@ -107,7 +104,7 @@ func TestInternalNetworkHasNoWayOut(t *testing.T) {
 		t.Errorf("inside an internal network: %q", got)
 	}
 	in(t, b.ns, func() { sh(t, "ip route add default via "+a.ep.Addr.Masked().Addr().Next().String()) })
-	if got := call(t, b.ns, "tcp", outsideAddr+":9000"); !unreachable4(got) {
+	if got := knock(t, b.ns, "tcp", outsideAddr+":9000"); !unreachable4(got) {
 		t.Errorf("from an internal network to the outside: %q", got)
 	}
 	if len(a.ep.Ports) > 0 {

@@ -31,10 +31,7 @@ func TestPublishedByIPv6(t *testing.T) {
 		{"a port of 127.0.0.1 by IPv6", "[::1]:8081", ""},
 		{"a port that nothing listens on inside", "[::1]:8083", ""},
 	} {
-		got := call(t, nil, "tcp", tt.to)
-		if tt.want == "" && !unreachable4(got) || tt.want != "" && got != tt.want {
-			t.Errorf("%s (%s): got %q, want %q", tt.what, tt.to, got, tt.want)
-		}
+		answered(t, tt.what, nil, "tcp", tt.to, tt.want)
 	}
 	_, err := first.Attach(t.Context(), newNetNS(t), AttachSpec{Network: "bridge", ContainerID: newID(), Name: "b", Ports: []PortMapping{{HostPort: 8082, ContainerPort: 80}}})
 	if err == nil || !strings.HasSuffix(err.Error(), "Bind for [::]:8082 failed: port is already allocated") {
@@ -50,7 +47,7 @@ func TestPublishedByIPv6(t *testing.T) {
 		t.Errorf("a connection made while no daemon ran: %q, want %q", got, answer)
 	}
 	check(t, second.Release(t.Context(), a.id))
-	if got := call(t, nil, "tcp", "[::1]:8080"); !unreachable4(got) {
+	if got := knock(t, nil, "tcp", "[::1]:8080"); !unreachable4(got) {
 		t.Errorf("after the container was released: %q", got)
 	}
 	for _, name := range m.FDs.Names() {

@@ -17,6 +17,7 @@ var (
 	in           = networktest.In
 	check        = networktest.Check
 	call         = networktest.Call
+	knock        = networktest.Knock
 	greet        = networktest.Greet
 	ask          = networktest.Ask
 	answers      = networktest.Answers
@@ -73,5 +74,17 @@ func (m *machine) box(mgr *Manager, spec AttachSpec) box {
 }
 
 func (b box) ip() string { return b.ep.Addr.Addr().String() }
+
+// answered checks who answers a call; want "": nobody does.
+func answered(t *testing.T, what string, from *os.File, network, to, want string) {
+	t.Helper()
+	ask := call
+	if want == "" {
+		ask = knock
+	}
+	if got := ask(t, from, network, to); want == "" && !unreachable4(got) || want != "" && got != want {
+		t.Errorf("%s (%s): got %q, want %q", what, to, got, want)
+	}
+}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }

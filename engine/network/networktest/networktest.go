@@ -314,18 +314,33 @@ type packetWriter struct {
 
 func (w packetWriter) Write(b []byte) (int, error) { return w.WriteTo(b, w.to) }
 
+// patience ends what hangs. Nothing is measured by it, so it is long: a busy machine may let a second pass between a
+// packet and its answer.
+const patience = 20 * time.Second
+
 // Call connects from a namespace (nil: the host) and returns the greeting, or the
 // error's text.
-func Call(t testing.TB, netns *os.File, network, addr string) (got string) {
+func Call(t testing.TB, netns *os.File, network, addr string) string {
+	t.Helper()
+	return connect(t, netns, network, addr, patience)
+}
+
+// Knock is Call for who has to find nobody, or asks again and again: what is dropped costs it a second.
+func Knock(t testing.TB, netns *os.File, network, addr string) string {
+	t.Helper()
+	return connect(t, netns, network, addr, time.Second)
+}
+
+func connect(t testing.TB, netns *os.File, network, addr string, limit time.Duration) (got string) {
 	t.Helper()
 	dial := func() {
-		c, err := net.DialTimeout(network, addr, time.Second)
+		c, err := net.DialTimeout(network, addr, limit)
 		if err != nil {
 			got = "no connection: " + err.Error()
 			return
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_ = c.SetDeadline(time.Now().Add(limit))
 		if strings.HasPrefix(network, "udp") {
 			_, _ = c.Write([]byte("hello"))
 			buf := make([]byte, 100)
@@ -350,7 +365,7 @@ func Call(t testing.TB, netns *os.File, network, addr string) (got string) {
 	return got
 }
 
-// Unreachable says that Call found nobody.
+// Unreachable says that Call or Knock found nobody.
 func Unreachable(got string) bool { return strings.HasPrefix(got, "no connection") }
 
 // Ask sends one DNS query from a namespace.
@@ -359,7 +374,7 @@ func Ask(t testing.TB, netns *os.File, server, name string, qtype uint16) (reply
 	In(t, netns, func() {
 		q := new(dns.Msg)
 		q.SetQuestion(dns.Fqdn(name), qtype)
-		c := &dns.Client{Timeout: 2 * time.Second}
+		c := &dns.Client{Timeout: patience}
 		var err error
 		if reply, _, err = c.Exchange(q, server); err != nil {
 			t.Errorf("query %s for %s: %v", server, name, err)
