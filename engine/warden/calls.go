@@ -131,7 +131,12 @@ func (c *Client) Wait(ctx context.Context, containerID, execID string) (ProcessS
 }
 
 // CreateSandbox makes namespaces. netns is the network namespace, the caller's to close; nil when the sandbox has none.
+// It is not broken off when ctx ends: who left without the answer would not know from when on there is something to remove.
 func (c *Client) CreateSandbox(ctx context.Context, spec SandboxSpec) (netns *os.File, err error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx)
 	if err := c.call(ctx, MethodCreateSandbox, spec, nil, nil); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -8,6 +10,27 @@ import (
 
 	"slipway.dev/slipway/engine/warden"
 )
+
+// Who gives up while a sandbox is made still learns whether there is one: else it would be left behind.
+func TestCancelledSandboxIsNotForgotten(t *testing.T) {
+	h := newHouse(t)
+	for i := range 50 {
+		ctx, cancel := context.WithCancel(h.ctx)
+		id := fmt.Sprintf("pod%d", i)
+		go cancel()
+		netns, err := h.client.CreateSandbox(ctx, warden.SandboxSpec{ID: id, Net: true})
+		if err != nil {
+			continue
+		}
+		netns.Close()
+		if err := h.client.RemoveSandbox(h.ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := h.client.Sandboxes(h.ctx); err != nil || len(left) > 0 {
+		t.Errorf("sandboxes that nobody knows of: %v, %v", left, err)
+	}
+}
 
 // The init of a shared pid namespace is process 1 of every container in it, and one that may trace others (as people
 // who debug their pods let it) may look into it: there must be nothing to see, and nothing to take over.
