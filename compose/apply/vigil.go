@@ -83,7 +83,7 @@ func (c *Cluster) tail(ctx context.Context, namespace string, s source) (lines [
 // vigil watches one service until it is up, or will not be.
 //
 // Without a health check nothing tells that a program has got through its start, so it has to go on running for a
-// moment. One that exits again and again, or is held up by what waiting seldom mends, fails only when no other service
+// moment; see settle. One that exits again and again, or is held up by what waiting seldom mends, fails only when no other service
 // moves any more: a web server may well crash until its database takes connections. Where nothing tells when those do, it
 // has one more try, after the back-off.
 type vigil struct {
@@ -92,18 +92,17 @@ type vigil struct {
 	object  string // its workload
 
 	shown string
-	runs  string    // the containers that ran when last looked at,
-	since time.Time // and since when
-	floor int32     // restarts that it takes until exits count: earlier runs may have missed what was not up yet
-	held  time.Time // since when it has been held up and nothing else moves; zero: it is not
+	runs  string        // the containers that ran when last looked at,
+	since time.Time     // and since when
+	pace  time.Duration // how long it took until they first ran
+	floor int32         // restarts that it takes until exits count: earlier runs may have missed what was not up yet
+	held  time.Time     // since when it has been held up and nothing else moves; zero: it is not
 }
 
 // look reports progress and says whether the service is up; that it will not be is an error. It is called under the
 // tracker's lock.
 func (v *vigil) look(s state) (bool, error) {
-	if s.runs != v.runs {
-		v.runs, v.since = s.runs, time.Now()
-	}
+	v.watch(s)
 	text, done := "starting", false
 	switch {
 	case s.failed != "":
@@ -151,9 +150,35 @@ func (v *vigil) look(s state) (bool, error) {
 	return false, v.verdict(s)
 }
 
+// watch notes which containers run, and since when.
+func (v *vigil) watch(s state) {
+	now := time.Now()
+	if v.since.IsZero() {
+		v.since = now
+	}
+	if s.runs == v.runs {
+		return
+	}
+	if v.runs == "" && v.pace == 0 {
+		v.pace = now.Sub(v.since)
+	}
+	v.runs, v.since = s.runs, now
+}
+
+// settle is how long the containers have to go on running. What has exited once may well do it again. And on a machine that
+// takes long to start a container, its program takes longer to get through its own start, too.
+func (v *vigil) settle(s state) time.Duration {
+	least := v.r.o.Settle
+	most := 10 * least
+	if s.restarts > 0 {
+		return most
+	}
+	return min(max(v.pace/2, least), most)
+}
+
 // steady tells whether the same containers have been running for long enough.
 func (v *vigil) steady(s state) bool {
-	settle := v.r.o.Settle
+	settle := v.settle(s)
 	if s.probed || s.want == 0 || s.completed || settle == 0 {
 		return true
 	}

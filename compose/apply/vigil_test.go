@@ -143,6 +143,26 @@ func TestVigil(t *testing.T) {
 	}
 }
 
+// TestSettle: a moment, measured by what is known of the program and the machine.
+func TestSettle(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		pace     time.Duration
+		restarts int32
+		want     time.Duration
+	}{
+		{"a container that started at once", 20 * time.Millisecond, 0, 100 * time.Millisecond},
+		{"one that took its time", 600 * time.Millisecond, 0, 300 * time.Millisecond},
+		{"one whose image was pulled first", time.Minute, 0, time.Second},
+		{"one that has exited before", 20 * time.Millisecond, 1, time.Second},
+	} {
+		v := &vigil{r: &rollout{o: UpOptions{Settle: 100 * time.Millisecond}}, pace: tt.pace}
+		if got := v.settle(state{look: look{restarts: tt.restarts}}); got != tt.want {
+			t.Errorf("%s has to run for %v; want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // TestUpWaitsForTheNewsOfThePod: that a job has failed may be seen before how its pod ended.
 func TestUpWaitsForTheNewsOfThePod(t *testing.T) {
 	f, c := newFakeAPI(t)
