@@ -2,9 +2,15 @@ package daemon
 
 import (
 	"context"
+	"encoding/binary"
+	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestHearCollections: every collection is heard of, not only the first.
@@ -55,4 +61,56 @@ func TestParseMapping(t *testing.T) {
 			t.Errorf("parseMapping(%q) = %+v, %v; want %+v, %v", tt.line, got, ok, tt.want, tt.ok)
 		}
 	}
+}
+
+// TestDropPages: what was mapped of a file is dropped, what the process would lose by that is not, and both can be read.
+func TestDropPages(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "executable")
+	if err := os.WriteFile(file, []byte("code"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, data := mapped(t, file, unix.PROT_READ), mapped(t, file, unix.PROT_READ|unix.PROT_WRITE)
+	copy(data, "mine")
+	if code[0] != 'c' || !resident(t, code) {
+		t.Fatal("what has just been read is not resident")
+	}
+	if err := dropPages(func(name string) bool { return name == file }); err != nil {
+		t.Fatal(err)
+	}
+	if resident(t, code) {
+		t.Error("the pages are still resident")
+	}
+	if got := string(code[:4]) + string(data[:4]); got != "codemine" {
+		t.Errorf("read %q", got)
+	}
+}
+
+func mapped(t *testing.T, file string, protection int) []byte {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := unix.Mmap(int(f.Fd()), 0, os.Getpagesize(), protection, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(m) })
+	return m
+}
+
+// resident says whether this process has the page where m begins (pagemap's bit 63).
+func resident(t *testing.T, m []byte) bool {
+	t.Helper()
+	pages, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pages.Close()
+	entry := make([]byte, 8)
+	if _, err := pages.ReadAt(entry, int64(uintptr(unsafe.Pointer(&m[0])))/int64(os.Getpagesize())*8); err != nil {
+		t.Fatal(err)
+	}
+	return binary.NativeEndian.Uint64(entry)>>63 == 1
 }
