@@ -31,7 +31,6 @@ import (
 	endpoints "k8s.io/kubernetes/pkg/registry/core/endpoint/storage"
 	events "k8s.io/kubernetes/pkg/registry/core/event/storage"
 	namespaces "k8s.io/kubernetes/pkg/registry/core/namespace/storage"
-	noderest "k8s.io/kubernetes/pkg/registry/core/node/rest"
 	nodes "k8s.io/kubernetes/pkg/registry/core/node/storage"
 	persistentvolumes "k8s.io/kubernetes/pkg/registry/core/persistentvolume/storage"
 	persistentvolumeclaims "k8s.io/kubernetes/pkg/registry/core/persistentvolumeclaim/storage"
@@ -139,7 +138,7 @@ func (r *registry) podsAndServices(g group) error {
 		return err
 	}
 	g["nodes"], g["nodes/status"] = node.Node, node.Status
-	g["nodes/proxy"] = &noderest.ProxyREST{Store: node.Node.Store, Connection: r.kubelets, ProxyTransport: r.proxy}
+	g["nodes/proxy"] = nodeProxy{r.kubelets}
 
 	pod, err := pods.NewStorage(r.storages, r.kubelets, r.proxy, r.budgets, r.authorizer)
 	if err != nil {

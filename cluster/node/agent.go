@@ -33,6 +33,7 @@ type Containers interface {
 	Remove(ctx context.Context, ref string, opts container.RemoveOptions) error
 	List(f container.Filter) ([]container.Info, error)
 	Logs(ctx context.Context, ref string, opts container.LogOptions) (*container.LogReader, error)
+	Stats(ctx context.Context, ref string) (container.Stats, error)
 	Attach(ctx context.Context, ref string, opts container.AttachOptions) error
 	Resize(ctx context.Context, ref string, rows, cols uint16) error
 	ExecCreate(ctx context.Context, ref string, spec container.ExecSpec) (string, error)

@@ -28,7 +28,7 @@ const (
 )
 
 // Handler serves the part of the kubelet API that cluster/api uses: containerLogs, exec, attach and
-// portForward. It trusts its callers: only an in-memory connection may lead here.
+// portForward; and what it shows of the node: pods and figures. It trusts its callers: only an in-memory connection may lead here.
 func (a *Agent) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", a.serveLogs)
@@ -36,6 +36,10 @@ func (a *Agent) Handler() http.Handler {
 	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", a.serveAttach)
 	mux.HandleFunc("/portForward/{namespace}/{pod}", a.servePortForward)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+	mux.HandleFunc("GET /pods", a.servePods)
+	mux.HandleFunc("GET /stats/summary", a.serveSummary)
+	mux.HandleFunc("GET /metrics", a.serveMetrics)
+	mux.HandleFunc("GET /metrics/resource", a.serveMetrics)
 	return mux
 }
 

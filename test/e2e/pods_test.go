@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"slipway.dev/slipway/test/harness"
 )
@@ -20,7 +24,7 @@ func TestPods(t *testing.T) {
 		run  func(t *testing.T, d *harness.Daemon, ns string)
 	}{
 		{"volumes", volumes}, {"environment", environment}, {"probes", probes}, {"hooks", hooks}, {"init containers", initContainers},
-		{"limits", limits}, {"security", security}, {"images", images}, {"termination", termination}, {"debug", debug}, {"unschedulable", unschedulable},
+		{"limits", limits}, {"figures", figures}, {"security", security}, {"images", images}, {"termination", termination}, {"debug", debug}, {"unschedulable", unschedulable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ns := "pods-" + strings.ReplaceAll(tt.name, " ", "-")
@@ -365,6 +369,49 @@ spec:
 	pod = d.AwaitPod(t, ns, "late", "ended", harness.Ended)
 	if pod.Status.Reason != "DeadlineExceeded" {
 		t.Errorf("a pod past its deadline has reason %q; want DeadlineExceeded", pod.Status.Reason)
+	}
+}
+
+// figures: what tools read of a node through the API server.
+func figures(t *testing.T, d *harness.Daemon, ns string) {
+	d.Apply(t, ns, `
+apiVersion: v1
+kind: Pod
+metadata: {name: busy}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: base:1, command: [sh, -c, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; touch /done; exec sleep inf"], readinessProbe: {exec: {command: [ls, /done]}, periodSeconds: 1}}]
+`)
+	pod := d.AwaitPod(t, ns, "busy", "ready", harness.Ready)
+	raw := func(path string) string {
+		return d.Kubectl(t, "get", "--raw", "/api/v1/nodes/"+pod.Spec.NodeName+"/proxy/"+path)
+	}
+
+	var summary stats.Summary
+	check(t, json.Unmarshal([]byte(raw("stats/summary")), &summary))
+	if n := summary.Node; n.NodeName != pod.Spec.NodeName || *n.CPU.UsageCoreNanoSeconds == 0 || *n.Memory.WorkingSetBytes == 0 || *n.Fs.CapacityBytes == 0 {
+		t.Errorf("the node's figures are %+v; want none of them zero", n)
+	}
+	at := slices.IndexFunc(summary.Pods, func(p stats.PodStats) bool { return p.PodRef.UID == string(pod.UID) })
+	if at < 0 {
+		t.Fatalf("the pods with figures are %+v; want %s/busy among them", summary.Pods, ns)
+	}
+	p := summary.Pods[at]
+	if len(p.Containers) != 1 || p.Containers[0].Name != "c" || *p.CPU.UsageCoreNanoSeconds < 10_000_000 || *p.Memory.WorkingSetBytes == 0 || p.Network == nil || p.Network.Name != "eth0" {
+		t.Errorf("the figures of a pod that counted to 100,000 are %+v; want those of one container, 10 ms of processor time at least, and its network", p)
+	}
+
+	labels := fmt.Sprintf(`{container="c",namespace=%q,pod="busy"} `, ns)
+	for _, path := range []string{"metrics", "metrics/resource"} {
+		says(t, raw(path), "container_cpu_usage_seconds_total"+labels, "container_memory_working_set_bytes"+labels, "node_cpu_usage_seconds_total ", "kubelet_running_pods ")
+	}
+	var pods corev1.PodList
+	check(t, json.Unmarshal([]byte(raw("pods")), &pods))
+	if !slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return p.UID == pod.UID }) {
+		t.Errorf("the kubelet lists %d pods; want %s/busy among them", len(pods.Items), ns)
+	}
+	if got := raw("healthz"); got != "ok" {
+		t.Errorf("the kubelet's health is %q; want ok", got)
 	}
 }
 
