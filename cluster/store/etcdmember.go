@@ -71,6 +71,8 @@ func startMember(ctx context.Context, o EtcdOptions, log *slog.Logger) (*etcdser
 // cutOff says whether the write-ahead log has lost its end. A member whose database was written from entries that its
 // log does not have never gets ready: whatever it proposes is given the place of a lost entry, and left out as applied long ago.
 func cutOff(server *etcdserver.EtcdServer, dir string) error {
+	// Read before the log, which grows meanwhile: what the database knows is in a whole log by now.
+	known, _ := schema.ReadConsistentIndex(server.Backend().ReadTx())
 	logs := filepath.Join(dir, "member", "wal")
 	snapshots, err := wal.ValidSnapshotEntries(server.Logger(), logs)
 	if err != nil || len(snapshots) == 0 {
@@ -86,7 +88,7 @@ func cutOff(server *etcdserver.EtcdServer, dir string) error {
 	if len(entries) > 0 {
 		last = entries[len(entries)-1].GetIndex()
 	}
-	if known, _ := schema.ReadConsistentIndex(server.Backend().ReadTx()); last < known {
+	if last < known {
 		return fmt.Errorf("the write-ahead log in %s has been cut off: it ends at entry %d, and the database was written from entries up to %d", logs, last, known)
 	}
 	return nil
