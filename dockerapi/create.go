@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -267,6 +268,10 @@ func logSpec(c containertypes.LogConfig) (container.LogConfig, error) {
 			if err == nil && spec.MaxFiles < 1 {
 				err = fmt.Errorf("max-file cannot be less than 1")
 			}
+		case key == "labels-regex" || key == "env-regex":
+			_, err = regexp.Compile(value)
+		case key == "tag":
+			_, err = parseTag(value)
 		}
 		if err != nil {
 			return spec, invalid("invalid value %q for log opt %s: %v", value, key, err)

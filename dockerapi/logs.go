@@ -44,7 +44,11 @@ func (s *Server) containerLogs(w *reply, r *request) error {
 		w.Flush()
 	}
 	out := &framer{w: w, framed: !info.Spec.Tty}
-	return copyLogs(r.Context(), logs, out, r.flag("timestamps"), o.Follow, w.Flush)
+	var details []byte
+	if r.flag("details") {
+		details = logDetails(info)
+	}
+	return copyLogs(r.Context(), logs, out, r.flag("timestamps"), details, o.Follow, w.Flush)
 }
 
 func logOptionsOf(r *request, now time.Time) (container.LogOptions, error) {
@@ -66,9 +70,9 @@ func logOptionsOf(r *request, now time.Time) (container.LogOptions, error) {
 	return o, nil
 }
 
-// copyLogs writes entries until the log ends. flush is called after every entry of a followed log: the client
+// copyLogs writes entries until the log ends, each line with its details. flush is called after every entry of a followed log: the client
 // is a person who waits for the line.
-func copyLogs(ctx context.Context, logs LogReader, out *framer, timestamps, follow bool, flush func()) error {
+func copyLogs(ctx context.Context, logs LogReader, out *framer, timestamps bool, details []byte, follow bool, flush func()) error {
 	var line []byte
 	whole := true // the last entry ended its line
 	for {
@@ -82,6 +86,9 @@ func copyLogs(ctx context.Context, logs LogReader, out *framer, timestamps, foll
 		line = line[:0]
 		if timestamps && whole {
 			line = append(e.Time.UTC().AppendFormat(line, logTime), ' ')
+		}
+		if whole {
+			line = append(line, details...)
 		}
 		line = append(line, e.Line...)
 		whole = len(e.Line) == 0 || e.Line[len(e.Line)-1] == '\n'

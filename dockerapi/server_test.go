@@ -121,6 +121,8 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"LogConfig":{"Type":"syslog"}}}`, 400, "logger: no log driver named 'syslog' is registered: use json-file, local or none"},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"LogConfig":{"Type":"json-file","Config":{"odd":"1"}}}}`, 400, "unknown log opt 'odd' for json-file log driver"},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"LogConfig":{"Type":"json-file","Config":{"max-size":"x"}}}}`, 400, `invalid value "x" for log opt max-size: `},
+		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"LogConfig":{"Type":"json-file","Config":{"env-regex":"("}}}}`, 400, `invalid value "(" for log opt env-regex: `},
+		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"LogConfig":{"Type":"json-file","Config":{"tag":"{{"}}}}`, 400, `invalid value "{{" for log opt tag: `},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"DeviceRequests":[{"Count":-1,"Capabilities":[["gpu"]]}]}}`, 400, `could not select device driver "" with capabilities: [[gpu]]`},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"Runtime":"kata"}}`, 400, "unknown or invalid runtime name: kata"},
 		{"POST", "/containers/create", `{"Image":"app","HostConfig":{"PidMode":"odd"}}`, 400, "invalid PID mode: odd"},
