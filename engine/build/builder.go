@@ -33,7 +33,7 @@ type Images interface {
 	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Rootfs(ctx context.Context, img image.Image) (image.Chain, error)
 	WriteImage(ctx context.Context, config []byte, chain digest.Digest, names []string) (image.Image, error)
-	Announce(id digest.Digest, tags []string)
+	Announce(ctx context.Context, img image.Image, tags []string)
 	GC(ctx context.Context) error
 }
 

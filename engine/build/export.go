@@ -78,7 +78,7 @@ func (b *Builder) export(ctx context.Context, res *gwclient.Result, snap *snapsh
 	}
 	b.store.Durable(before) // WriteImage has flushed everything that was written before it
 	b.exports.put(key, img.ID)
-	b.o.Images.Announce(img.ID, names)
+	b.o.Images.Announce(ctx, img, names)
 	return &Result{ImageID: img.ID, Image: img}, nil
 }
 

@@ -61,7 +61,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	}
 	img, err := s.WriteImage(ctx, config, l.ChainID, names)
 	if err == nil {
-		s.announce("import", img.ID, ref)
+		s.announce(ctx, "import", img.Target, ref)
 	}
 	return img, err
 }
@@ -111,5 +111,9 @@ func (s *Store) Derive(ctx context.Context, parent, chain digest.Digest, ref, by
 	if err != nil {
 		return Image{}, err
 	}
-	return s.WriteImage(ctx, config, chain, names)
+	img, err := s.WriteImage(ctx, config, chain, names)
+	if err == nil && ref != "" {
+		s.announce(ctx, "tag", img.Target, ref)
+	}
+	return img, err
 }

@@ -64,7 +64,7 @@ func (s *Store) commitLoaded(ctx context.Context, a *loadArchive, found []loaded
 			return nil, err
 		}
 		names = append(names, f.shown(targets[i].Digest)...)
-		s.announce("load", targets[i].Digest, f.String())
+		s.announce(ctx, "load", targets[i], f.String())
 	}
 	return names, nil
 }

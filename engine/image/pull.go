@@ -47,7 +47,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err := p.run(ctx); err != nil {
 		return Image{}, fmt.Errorf("pull: %w", err)
 	}
-	s.announce("pull", p.target.Digest, reference.FamiliarString(named))
+	s.announce(ctx, "pull", p.target, reference.FamiliarString(named))
 	return s.read(ctx, s.names.snapshot(), p.target)
 }
 

@@ -48,7 +48,7 @@ func (s *Store) Push(ctx context.Context, ref string, o PushOptions) error {
 	if err := p.run(ctx, o); err != nil {
 		return fmt.Errorf("push: %w", err)
 	}
-	s.announce("push", img.ID, reference.FamiliarString(named))
+	s.announce(ctx, "push", img.Target, reference.FamiliarString(named))
 	return nil
 }
 

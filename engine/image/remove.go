@@ -67,16 +67,16 @@ func (s *Store) Tag(ctx context.Context, source, target string) error {
 	if err != nil {
 		return err
 	}
-	var id digest.Digest
+	var image ocispec.Descriptor
 	err = s.editNamed(ctx, source, func(now map[string]record, t ocispec.Descriptor) (c change, _ error) {
-		id = t.Digest
+		image = t
 		if old, ok := now[tag.String()]; !ok || old.Target.Digest != t.Digest {
 			c.point(now, tag.String(), t, nil)
 		}
 		return c, nil
 	})
 	if err == nil {
-		s.announce("tag", id, reference.FamiliarString(tag))
+		s.announce(ctx, "tag", image, reference.FamiliarString(tag))
 	}
 	return err
 }
@@ -101,9 +101,9 @@ func (s *Store) Remove(ctx context.Context, ref string, o RemoveOptions) ([]Dele
 
 func (s *Store) remove(ctx context.Context, ref string, o RemoveOptions, users []User) ([]Deleted, error) {
 	var out []Deleted
-	var id digest.Digest
+	var image ocispec.Descriptor
 	err := s.editNamed(ctx, ref, func(now map[string]record, target ocispec.Descriptor) (c change, err error) {
-		id = target.Digest
+		image = target
 		r := removal{ref: ref, id: target.Digest, force: o.Force}
 		r.running, r.stopped = usersOf(users, target.Digest)
 		r.names(now)
@@ -119,9 +119,9 @@ func (s *Store) remove(ctx context.Context, ref string, o RemoveOptions, users [
 	}
 	for _, d := range out {
 		if d.Untagged != "" {
-			s.announce("untag", id, d.Untagged)
+			s.announce(ctx, "untag", image, d.Untagged)
 		} else {
-			s.announce("delete", id, "")
+			s.announce(ctx, "delete", image, "")
 		}
 	}
 	return out, nil

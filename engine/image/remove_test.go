@@ -235,17 +235,28 @@ func TestEventsAndNames(t *testing.T) {
 	bus := event.NewBus(16)
 	sub := bus.Subscribe(time.Time{})
 	s := openStore(t, Options{Events: bus})
-	load(t, s, dockerArchive(t, "a", second(t)))
+	img, err := s.WriteImage(t.Context(), []byte(`{"os":"linux","architecture":"amd64","config":{"Labels":{"team":"core","name":"theirs"}}}`), "", []string{"a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Announce(t.Context(), img, []string{"a:latest"})
 	if err := s.Tag(t.Context(), "a", "b:2"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Remove(t.Context(), "b:2", RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"load", "tag", "untag"} {
+	if _, err := s.Remove(t.Context(), "a", RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	id := img.ID.String()
+	for _, want := range []struct{ action, name, team string }{
+		{"create", id, "core"}, {"tag", "a:latest", "core"}, {"tag", "b:2", "core"}, {"untag", "b:2", "core"}, {"untag", "a:latest", "core"}, {"delete", id, ""},
+	} {
 		e, ok, err := sub.TryNext()
-		if !ok || err != nil || e.Action != want || e.Type != event.Image {
-			t.Errorf("event %+v, %v, %v; want %s", e, ok, err, want)
+		attrs := e.Actor.Attributes
+		if !ok || err != nil || e.Type != event.Image || e.Action != want.action || e.Actor.ID != id || attrs["name"] != want.name || attrs["team"] != want.team {
+			t.Errorf("event %+v, %v, %v; want %+v", e, ok, err, want)
 		}
 	}
 	for ref, want := range map[string]string{

@@ -41,7 +41,7 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string) error {
 		return fmt.Errorf("save: %w", err)
 	}
 	for _, p := range a.picked {
-		s.announce("save", p.img.ID, "")
+		s.announce(ctx, "save", p.img.Target, "")
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -220,20 +221,28 @@ func (s *Store) label(ctx context.Context, d digest.Digest, labels map[string]st
 	return err
 }
 
-// announce tells the engine's bus what happened to an image, in Docker's words.
-func (s *Store) announce(action string, id digest.Digest, name string) {
+// announce tells the engine's bus what happened to an image, in Docker's words: its labels are there to be filtered by, until it
+// is deleted.
+func (s *Store) announce(ctx context.Context, action string, target ocispec.Descriptor, name string) {
+	id := target.Digest.String()
 	if name == "" {
-		name = id.String()
+		name = id
 	}
-	attrs := map[string]string{"name": name}
-	s.events.Publish(event.Event{Type: event.Image, Action: action, Actor: event.Actor{ID: id.String(), Attributes: attrs}, Time: time.Now()})
+	attrs := map[string]string{}
+	if action != "delete" {
+		if p, err := s.parse(ctx, target); err == nil { // a damaged image may be untagged
+			maps.Copy(attrs, p.config.Config.Labels)
+		}
+	}
+	attrs["name"] = name
+	s.events.Publish(event.Event{Type: event.Image, Action: action, Actor: event.Actor{ID: id, Attributes: attrs}, Time: time.Now()})
 }
 
 // Announce tells of an image that another room has made: its creation, and each of its names.
-func (s *Store) Announce(id digest.Digest, tags []string) {
-	s.announce("create", id, "")
+func (s *Store) Announce(ctx context.Context, img Image, tags []string) {
+	s.announce(ctx, "create", img.Target, "")
 	for _, t := range tags {
-		s.announce("tag", id, t)
+		s.announce(ctx, "tag", img.Target, t)
 	}
 }
 
