@@ -212,11 +212,8 @@ func (s *Server) waitContainer(w *reply, r *request) error {
 	if !ok {
 		return nil // the client went away
 	}
-	answer := containertypes.WaitResponse{StatusCode: int64(status.Code)}
-	if status.Error != "" {
-		answer.Error = &containertypes.WaitExitError{Message: status.Error}
-	}
-	return encodeLine(w, answer)
+	// Why a start failed is not said here: who asked for the start is told, and docker would print it twice.
+	return encodeLine(w, containertypes.WaitResponse{StatusCode: int64(status.Code)})
 }
 
 func (s *Server) resizeContainer(w *reply, r *request) error {

@@ -355,10 +355,9 @@ type Info struct {
 	ExecIDs                                          []string
 }
 
-// ExitStatus is how a container ended. Error is not empty when it could not be started.
+// ExitStatus is how a container ended, or what its start failed with.
 type ExitStatus struct {
-	Code  int
-	Error string
+	Code int
 }
 
 // WaitCondition says what Wait waits for.

@@ -335,8 +335,7 @@ func (m *Manager) startFailed(ctx context.Context, c *instance, conn *connection
 	if err := writeState(c.dir, c.s); err != nil {
 		m.Log.Warn("state is not saved", "container", c.id, "error", err)
 	}
-	status := ExitStatus{Code: code, Error: cause.Error()}
-	c.notifyLocked(status, func(w WaitCondition) bool { return w != WaitRemoved })
+	c.notifyLocked(ExitStatus{Code: code}, func(w WaitCondition) bool { return w != WaitRemoved })
 	c.failPendingLocked(cause)
 	c.mu.Unlock()
 	m.reaper.add(func() { m.cleanRun(c, conn, cleaned) })
