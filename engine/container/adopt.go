@@ -195,7 +195,7 @@ func (m *Manager) adoptRunning(c *instance, p warden.ProcessState) {
 	}
 	for _, mt := range mounts {
 		if mt.Type == MountVolume {
-			if _, err := m.Volumes.Mount(m.ctx, mt.Source, c.id); err != nil {
+			if _, err := m.Volumes.Mount(m.ctx, mt.Source, c.useOf(&mt)); err != nil {
 				m.Log.Warn("volume of a running container is missing", "container", c.id, "volume", mt.Source, "error", err)
 			}
 		}

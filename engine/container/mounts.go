@@ -38,7 +38,7 @@ func (m *Manager) userMount(ctx context.Context, c *instance, i int, mt *Mount) 
 	case MountImage:
 		return m.imageMount(ctx, mt)
 	case MountVolume:
-		dir, err := m.Volumes.Mount(ctx, mt.Source, c.id)
+		dir, err := m.Volumes.Mount(ctx, mt.Source, c.useOf(mt))
 		if err != nil {
 			return specs.Mount{}, err
 		}
@@ -53,6 +53,10 @@ func (m *Manager) userMount(ctx context.Context, c *instance, i int, mt *Mount) 
 		return specs.Mount{}, err
 	}
 	return m.bindMount(mt, mt.Source), m.visible(mt.Source)
+}
+
+func (c *instance) useOf(mt *Mount) volume.Use {
+	return volume.Use{Container: c.id, Destination: mt.Target, ReadOnly: mt.ReadOnly}
 }
 
 // visible makes sure that the warden, in its own mount namespace, sees the same file as

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mount"
@@ -15,9 +16,15 @@ import (
 	"slipway.dev/slipway/engine/tree"
 )
 
-// Mount makes the volume's content available to user, mounting its device if it has one
+// Use is how a container has a volume.
+type Use struct {
+	Container, Destination string
+	ReadOnly               bool
+}
+
+// Mount makes the volume's content available to a container, mounting its device if it has one
 // and it is not mounted yet, and returns the host path.
-func (s *Store) Mount(ctx context.Context, name, user string) (string, error) {
+func (s *Store) Mount(ctx context.Context, name string, use Use) (string, error) {
 	s.mu.Lock()
 	v, err := s.lookupLocked(name)
 	s.mu.Unlock()
@@ -29,8 +36,10 @@ func (s *Store) Mount(ctx context.Context, name, user string) (string, error) {
 	if err := mountData(s.Path(name), v.meta); err != nil {
 		return "", fmt.Errorf("mount volume %q: %w", name, err)
 	}
-	v.mounts[user] = true
-	s.publish(v.meta, "mount", map[string]string{"container": user, "destination": s.Path(name), "propagation": ""})
+	v.mounts[use.Container] = true
+	s.publish(v.meta, "mount", map[string]string{
+		"container": use.Container, "destination": use.Destination, "propagation": "", "read/write": strconv.FormatBool(!use.ReadOnly),
+	})
 	return s.Path(name), nil
 }
 

@@ -191,8 +191,11 @@ func check(spec Spec) error {
 			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("create volume %q: invalid option: %q (the local driver has type, device and o)", spec.Name, k))
 		}
 	}
-	if spec.Options["device"] == "" && spec.Options["type"] != "" {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("create volume %q: option type needs option device", spec.Name))
+	o := spec.Options
+	for _, need := range []string{"device", "type"} {
+		if o[need] == "" && (o["device"] != "" || o["type"] != "" || o["o"] != "") {
+			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("create volume %q: missing required option: %q", spec.Name, need))
+		}
 	}
 	return nil
 }

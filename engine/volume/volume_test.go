@@ -73,7 +73,9 @@ func TestBadVolumes(t *testing.T) {
 		{Spec{Name: "a"}, "includes invalid characters"},
 		{Spec{Name: "ab", Driver: "nfs"}, `no volume driver "nfs"`},
 		{Spec{Name: "ab", Options: map[string]string{"sise": "1"}}, `invalid option: "sise"`},
-		{Spec{Name: "ab", Options: map[string]string{"type": "tmpfs"}}, "needs option device"},
+		{Spec{Name: "ab", Options: map[string]string{"type": "tmpfs"}}, `missing required option: "device"`},
+		{Spec{Name: "ab", Options: map[string]string{"o": "size=1m"}}, `missing required option: "device"`},
+		{Spec{Name: "ab", Options: map[string]string{"device": "/srv", "o": "bind"}}, `missing required option: "type"`},
 	} {
 		if _, err := s.Create(t.Context(), tt.spec); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("Create(%+v) = %v; want an error with %q", tt.spec, err, tt.want)
