@@ -7,13 +7,11 @@ package compose
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -27,27 +25,18 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
-		Setup:               func(e *testscript.Env) error { return setUp(e, d, bin) },
+		Setup:               func(e *testscript.Env) error { return setUp(t, e, d, bin) },
 		Cmds:                harness.ScriptCommands(map[string]harness.ScriptCommand{"same": same, "elsewhere": elsewhere(t)}),
 	})
 }
 
-func setUp(e *testscript.Env, d *harness.Daemon, bin string) error {
+func setUp(t *testing.T, e *testscript.Env, d *harness.Daemon, bin string) error {
 	e.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	e.Setenv("SLIPWAY_RUN_DIR", d.Run)
 	e.Setenv("KUBECONFIG", filepath.Join(d.Run, "kubeconfig"))
 	e.Setenv("HOME", e.WorkDir)
 	e.Setenv("REGISTRY", "localhost:"+strconv.Itoa(d.Record.RegistryPort))
-	for i := range 4 { // ports that nobody has
-		l, err := net.Listen("tcp", ":0")
-		if err != nil {
-			return err
-		}
-		e.Setenv(fmt.Sprintf("PORT%d", i), strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
-		if err := l.Close(); err != nil {
-			return err
-		}
-	}
+	e.Setenv("PORT", strconv.Itoa(harness.Port(t)))
 	return nil
 }
 
@@ -139,7 +128,7 @@ services:
 		t.Fatalf("it is not running: %s", before)
 	}
 	d.Restart()
-	harness.Eventually(t, 20*time.Second, "the service to be seen running", func() error {
+	harness.Eventually(t, "the service to be seen running", func() error {
 		if now := ps(); !strings.Contains(now, `"status": "running"`) || container(now) != container(before) {
 			return fmt.Errorf("before the daemon was killed:\n%s\nnow:\n%s", before, now)
 		}

@@ -196,7 +196,7 @@ func TestWardenKilled(t *testing.T) {
 	}
 	countedOn(t, d.Docker(t, "logs", "counter"))
 	d.KillContainer(t, ns, d.PodNames(t, ns, "app=steady")[0])
-	harness.Eventually(t, 30*time.Second, "the restart of a killed container", func() error {
+	harness.Eventually(t, "the restart of a killed container", func() error {
 		out := d.Kubectl(t, "get", "deployment", "-n", ns, "steady", "-o", "jsonpath={.status.readyReplicas}")
 		if restarted := d.Kubectl(t, "get", "pods", "-n", ns, "-l", "app=steady", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}"); !strings.Contains(restarted, "1") || out != "2" {
 			return fmt.Errorf("restarts %s, ready %s", restarted, out)
@@ -214,7 +214,7 @@ func TestBothKilled(t *testing.T) {
 	d.KillWarden()
 	d.Launch()
 	// Nobody held the output's pipes, so the containers could not go on; what is told of them has to be true.
-	harness.Eventually(t, 60*time.Second, "the deployments to be whole again", func() error {
+	harness.Eventually(t, "the deployments to be whole again", func() error {
 		for _, app := range []string{"steady", "moving"} {
 			if n := d.Kubectl(t, "get", "deployment", "-n", ns, app, "-o", "jsonpath={.status.readyReplicas}"); n != "2" {
 				return fmt.Errorf("%s has %q ready replicas", app, n)
@@ -282,7 +282,7 @@ func TestForeignFirewall(t *testing.T) {
 			}
 			d.Docker(t, "run", "-d", "--name", "web", "-p", networktest.HostAddr+":8080:80", harness.Base, "sh", "-c", "mkdir /www; echo published > /www/index.html; exec httpd -f -p 80 -h /www")
 			networktest.In(t, m.Outside, func() {
-				harness.Eventually(t, 20*time.Second, "the published port from outside", func() error {
+				harness.Eventually(t, "the published port from outside", func() error {
 					got, err := fetchOnce(networktest.HostAddr + ":8080")
 					if err == nil && got != "published" {
 						err = fmt.Errorf("it answers %q", got)

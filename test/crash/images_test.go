@@ -254,7 +254,7 @@ func (m *movers) emptied(t *testing.T) {
 	t.Helper()
 	m.d.Docker(t, "builder", "prune", "-af")
 	m.d.Docker(t, "image", "prune", "-af")
-	harness.Eventually(t, 30*time.Second, "the removal of all that belongs to no image", func() error {
+	harness.Eventually(t, "the removal of all that belongs to no image", func() error {
 		size, biggest := sizeOf(t, m.d.Data)
 		if size > freight { // one file of one image would be that much
 			return fmt.Errorf("%d MB are left in %s, the biggest of which are %s", size>>20, m.d.Data, strings.Join(biggest, ", "))

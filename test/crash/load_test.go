@@ -120,7 +120,7 @@ func (l *load) start(round int) {
 
 // stop ends a round once something was built in it, by whichever daemon.
 func (l *load) stop(round int) {
-	harness.Eventually(l.t, 60*time.Second, "a build in the round", func() error {
+	harness.Eventually(l.t, "a build in the round", func() error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if n := len(l.images); n == 0 || !strings.HasPrefix(l.images[n-1], fmt.Sprintf("built:r%d-", round)) {

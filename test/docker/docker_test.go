@@ -35,7 +35,7 @@ func TestScripts(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Files:               []string{file},
 				RequireExplicitExec: true,
-				Setup:               func(e *testscript.Env) error { return setUp(e, d, path) },
+				Setup:               func(e *testscript.Env) error { return setUp(t, e, d, path) },
 				Cmds:                harness.ScriptCommands(map[string]harness.ScriptCommand{"base": base}),
 			})
 		})
@@ -54,7 +54,7 @@ func searchPath(t *testing.T, bin string) string {
 	return path
 }
 
-func setUp(e *testscript.Env, d *harness.Daemon, path string) error {
+func setUp(t *testing.T, e *testscript.Env, d *harness.Daemon, path string) error {
 	e.Setenv("PATH", path)
 	e.Setenv("SLIPWAY_RUN_DIR", d.Run)
 	e.Setenv("DOCKER_HOST", "unix://"+filepath.Join(d.Run, "docker.sock"))
@@ -62,6 +62,7 @@ func setUp(e *testscript.Env, d *harness.Daemon, path string) error {
 	e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, ".docker"))
 	e.Setenv("HOME", e.WorkDir)
 	e.Setenv("REGISTRY", "localhost:"+strconv.Itoa(d.Record.RegistryPort))
+	e.Setenv("PORT", strconv.Itoa(harness.Port(t)))
 	return os.MkdirAll(filepath.Join(e.WorkDir, ".docker"), 0o700)
 }
 

@@ -54,7 +54,8 @@ func TestKubectlSession(t *testing.T) {
 		t.Helper()
 		return d.Kubectl(t, append([]string{"-n", ns}, args...)...)
 	}
-	watch := d.Open(t, "kubectl", "-n", ns, "get", "pods", "-w")
+	watch := d.Open(t, "kubectl", "-n", ns, "get", "pods", "-w", "-v=6")
+	watch.Expect("watch=true") // by now it sees what comes
 	pod := ""
 
 	for _, step := range []struct {
@@ -78,11 +79,11 @@ func TestKubectlSession(t *testing.T) {
 			says(t, kubectl(t, "get", "pods", "-o", "wide"), "NODE", "Running", pod)
 			says(t, kubectl(t, "get", "all"), "pod/"+pod, "service/site", "deployment.apps/site", "replicaset.apps/site-")
 			says(t, kubectl(t, "get", "pod", pod, "-o", "yaml"), "kind: Pod", "image: base:1", "phase: Running", "podIP: ")
-			says(t, kubectl(t, "get", "events"), "Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "ScalingReplicaSet")
+			tells(t, func() string { return kubectl(t, "get", "events") }, "Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "ScalingReplicaSet")
 			says(t, kubectl(t, "get", "endpoints,endpointslices"), "endpoints/site", "site-")
 		}},
 		{"describe", func(t *testing.T) {
-			says(t, kubectl(t, "describe", "pod", pod), "Controlled By:  ReplicaSet/site-", "http-get http://:80/ delay=0s timeout=1s period=1s",
+			tells(t, func() string { return kubectl(t, "describe", "pod", pod) }, "Controlled By:  ReplicaSet/site-", "http-get http://:80/ delay=0s timeout=1s period=1s",
 				"Successfully assigned session/"+pod, "Container started", "Ready          True", "VERSION:  one")
 			says(t, kubectl(t, "describe", "deployment", "site"), "2 desired | 2 updated | 2 total | 2 available | 0 unavailable", "25% max unavailable, 25% max surge", "NewReplicaSetAvailable")
 			says(t, kubectl(t, "describe", "service", "site"), "Type:                     ClusterIP", "Endpoints:  ")
@@ -116,7 +117,7 @@ func TestKubectlSession(t *testing.T) {
 			shell.Expect("30 100")
 			shell.Expect("42")
 			shell.Resize(40, 120)
-			harness.Eventually(t, 10*time.Second, "the terminal's new size", func() error {
+			harness.Eventually(t, "the terminal's new size", func() error {
 				shell.Send("stty size\r")
 				shell.Expect("stty size")
 				if size := regexp.MustCompile(`\d+ \d+`).FindString(shell.Expect("#")); size != "40 120" {
@@ -296,6 +297,12 @@ func get(t *testing.T, url string) string {
 	body, err := io.ReadAll(resp.Body)
 	check(t, err)
 	return string(body)
+}
+
+// tells is says for what shows events, which are written down a moment after what they tell of.
+func tells(t *testing.T, text func() string, want ...string) {
+	t.Helper()
+	harness.Eventually(t, "the events", func() error { return contains(text(), want...) })
 }
 
 // contains is says for what may take a moment.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
@@ -147,12 +146,12 @@ spec:
 `)
 	d.AwaitPod(t, ns, "follower", "ready", harness.Ready)
 	d.Kubectl(t, "label", "pod", "follower", "-n", ns, "mood=sunny")
-	harness.Eventually(t, 30*time.Second, "the new label", func() error {
+	harness.Eventually(t, "the new label", func() error {
 		_, err := d.TryExec(t, ns, "follower", "grep sunny /down/labels")
 		return err
 	})
 	d.Kubectl(t, "patch", "configmap", "settings", "-n", ns, "-p", `{"data":{"colour":"green"}}`)
-	harness.Eventually(t, 30*time.Second, "the changed configuration", func() error {
+	harness.Eventually(t, "the changed configuration", func() error {
 		_, err := d.TryExec(t, ns, "follower", "grep green /config/colour")
 		return err
 	})
@@ -252,7 +251,7 @@ spec:
 	d.AwaitPod(t, ns, "exec", "restarted by its liveness probe", func(p *corev1.Pod) bool {
 		return p.Status.ContainerStatuses[0].RestartCount == 1 && p.Status.ContainerStatuses[0].State.Running != nil
 	})
-	says(t, d.Kubectl(t, "describe", "pod", "-n", ns, "exec"), "Readiness probe failed", "Liveness probe failed", "Container c failed liveness probe, will be restarted", "Exit Code:    137")
+	tells(t, func() string { return d.Kubectl(t, "describe", "pod", "-n", ns, "exec") }, "Readiness probe failed", "Liveness probe failed", "Container c failed liveness probe, will be restarted", "Exit Code:    137")
 	d.AwaitPod(t, ns, "net", "ready", harness.Ready)
 }
 
@@ -297,7 +296,7 @@ spec:
 		t.Errorf("the hooks wrote %q; want %q", got, want)
 	}
 	d.AwaitPod(t, ns, "bad", "failed by its hook", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
-	says(t, d.Kubectl(t, "get", "events", "-n", ns), "FailedPostStartHook")
+	tells(t, func() string { return d.Kubectl(t, "get", "events", "-n", ns) }, "FailedPostStartHook")
 }
 
 func initContainers(t *testing.T, d *harness.Daemon, ns string) {
@@ -537,7 +536,7 @@ spec:
 	}
 	d.AwaitPod(t, ns, "crashing", "in back-off", func(p *corev1.Pod) bool {
 		s := p.Status.ContainerStatuses
-		return len(s) > 0 && s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "CrashLoopBackOff" && s[0].RestartCount == 1
+		return len(s) > 0 && s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "CrashLoopBackOff" && s[0].RestartCount > 0
 	})
 	says(t, d.Kubectl(t, "get", "pods", "-n", ns), "CrashLoopBackOff")
 }
@@ -584,9 +583,7 @@ spec: {nodeSelector: {disk: ssd}, containers: [{name: c, image: base:1, command:
 			return len(p.Status.Conditions) > 0 && p.Status.Conditions[0].Reason == corev1.PodReasonUnschedulable
 		})
 		says(t, p.Status.Conditions[0].Message, want)
-		harness.Eventually(t, 10*time.Second, "the event FailedScheduling", func() error {
-			return contains(d.Kubectl(t, "get", "events", "-n", ns, "--field-selector", "involvedObject.name="+pod), "FailedScheduling", want)
-		})
+		tells(t, func() string { return d.Kubectl(t, "get", "events", "-n", ns, "--field-selector", "involvedObject.name="+pod) }, "FailedScheduling", want)
 	}
 	d.Kubectl(t, "label", "node", "--all", "disk=ssd")
 	d.AwaitPod(t, ns, "picky", "ready", harness.Ready)

@@ -99,7 +99,7 @@ func TestServices(t *testing.T) {
 	t.Run("a replica that is not ready gets nothing", func(t *testing.T) {
 		d.Exec(t, ns, web[0], "rm /ready")
 		d.AwaitPod(t, ns, web[0], "not ready", func(p *corev1.Pod) bool { return !harness.Ready(p) })
-		harness.Eventually(t, 10*time.Second, "only ready replicas to answer", func() error {
+		harness.Eventually(t, "only ready replicas to answer", func() error {
 			if answers := asked(d.Exec(t, ns, "client", "for i in $(seq 30); do wget -qO- http://web; done")); !slices.Equal(answers, web[1:]) {
 				return fmt.Errorf("it was answered by %q; want %q", answers, web[1:])
 			}
@@ -117,14 +117,14 @@ func TestServices(t *testing.T) {
 		}
 	})
 	t.Run("load balancer", func(t *testing.T) {
-		port := freePort(t)
+		port := harness.Port(t)
 		d.Apply(t, ns, fmt.Sprintf("---\n{apiVersion: v1, kind: Service, metadata: {name: front}, spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: %d, targetPort: http}]}}", port))
 		d.Kubectl(t, "wait", "-n", ns, "--for=jsonpath={.status.loadBalancer.ingress}", "service/front", "--timeout=30s")
 		if got := strings.TrimSpace(get(t, fmt.Sprintf("http://127.0.0.1:%d", port))); !slices.Contains(web, got) {
 			t.Errorf("the load balancer's port is answered by %q", got)
 		}
 		d.Kubectl(t, "delete", "service", "-n", ns, "front")
-		harness.Eventually(t, 10*time.Second, "the port to be free again", func() error {
+		harness.Eventually(t, "the port to be free again", func() error {
 			l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 			if err == nil {
 				l.Close()
@@ -133,7 +133,7 @@ func TestServices(t *testing.T) {
 		})
 	})
 	t.Run("host port", func(t *testing.T) {
-		port := freePort(t)
+		port := harness.Port(t)
 		d.Apply(t, ns, fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
@@ -143,7 +143,7 @@ spec:
   containers: [{name: c, image: base:1, command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"], ports: [{containerPort: 8080, hostPort: %d}]}]
 `, port))
 		d.AwaitPod(t, ns, "outside", "ready", harness.Ready)
-		harness.Eventually(t, 10*time.Second, "the pod behind the port", func() error {
+		harness.Eventually(t, "the pod behind the port", func() error {
 			// A connection made after the port is reserved and before a rule leads from it waits in vain.
 			res, err := (&http.Client{Timeout: time.Second}).Get(fmt.Sprintf("http://127.0.0.1:%d", port))
 			if err == nil {
@@ -155,7 +155,7 @@ spec:
 			t.Errorf("the host port is answered by %q", got)
 		}
 		d.Kubectl(t, "delete", "pod", "-n", ns, "outside")
-		harness.Eventually(t, 10*time.Second, "the port to be free again", func() error {
+		harness.Eventually(t, "the port to be free again", func() error {
 			l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 			if err == nil {
 				l.Close()
@@ -185,7 +185,7 @@ func policies(t *testing.T, d *harness.Daemon, ns string) {
 	}
 	becomes := func(what string, client, stranger bool) {
 		t.Helper()
-		harness.Eventually(t, 30*time.Second, what, func() error {
+		harness.Eventually(t, what, func() error {
 			if c, s := reaches("client"), reaches("stranger"); c != client || s != stranger {
 				return fmt.Errorf("the client reaches the site: %v, a stranger: %v", c, s)
 			}
@@ -226,14 +226,6 @@ func hostAddress(t *testing.T) string {
 	return conn.LocalAddr().(*net.UDPAddr).IP.String()
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", ":0")
-	check(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // TestRollingUpdateLosesNoRequest changes a site's version under load; no request may fail.
 func TestRollingUpdateLosesNoRequest(t *testing.T) {
 	d := harness.Start(t)
@@ -242,8 +234,8 @@ func TestRollingUpdateLosesNoRequest(t *testing.T) {
 	d.Namespace(t, ns)
 	// A server that goes on for a moment after it was told to end, as a preStop hook has it: connections that were
 	// on their way when the endpoint was withdrawn still find it.
-	manifest := strings.Replace(site, "        readinessProbe:", "        lifecycle: {preStop: {sleep: {seconds: 1}}}\n        readinessProbe:", 1)
-	manifest = strings.Replace(manifest, "GracePeriodSeconds: 1", "GracePeriodSeconds: 2", 1)
+	manifest := strings.Replace(site, "        readinessProbe:", "        lifecycle: {preStop: {sleep: {seconds: 5}}}\n        readinessProbe:", 1)
+	manifest = strings.Replace(manifest, "GracePeriodSeconds: 1", "GracePeriodSeconds: 10", 1)
 	d.Apply(t, ns, manifest)
 	d.Kubectl(t, "rollout", "status", "-n", ns, "deployment/site", "--timeout=60s")
 	address := d.Kubectl(t, "get", "service", "-n", ns, "site", "-o", "jsonpath={.spec.clusterIP}")

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"slipway.dev/slipway/test/harness"
 )
@@ -60,7 +59,7 @@ spec:
 	d.Kubectl(t, "wait", "-n", ns, "--for=condition=Complete", "job/good", "job/stubborn", "--timeout=60s")
 	d.Kubectl(t, "wait", "-n", ns, "--for=condition=Failed", "job/bad", "--timeout=60s")
 	says(t, d.Kubectl(t, "logs", "-n", ns, "job/good"), "done\n")
-	says(t, d.Kubectl(t, "describe", "job", "-n", ns, "bad"), "BackoffLimitExceeded")
+	tells(t, func() string { return d.Kubectl(t, "describe", "job", "-n", ns, "bad") }, "BackoffLimitExceeded")
 	says(t, d.Kubectl(t, "get", "jobs", "-n", ns), "good Complete 1/1", "bad Failed 0/1")
 }
 
@@ -203,7 +202,7 @@ spec: {serviceAccountName: reader, terminationGracePeriodSeconds: 0, containers:
 		t.Errorf("the pod's ca.crt holds %q", ca)
 	}
 	says(t, d.Kubectl(t, "--kubeconfig", kubeconfig(t, d, token), "get", "pods", "-n", ns), "inside")
-	harness.Eventually(t, 10*time.Second, "the API's service address to connect", func() error {
+	harness.Eventually(t, "the API's service address to connect", func() error {
 		_, err := d.TryExec(t, ns, "inside", "nc -w 5 kubernetes.default.svc 443 </dev/null")
 		return err
 	})

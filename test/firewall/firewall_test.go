@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"slipway.dev/slipway/engine/network/networktest"
 	"slipway.dev/slipway/test/harness"
@@ -180,7 +179,7 @@ func called(t *testing.T, m *networktest.Machine, port int, want string) {
 		{"this machine", nil, networktest.HostAddr},
 		{"localhost", nil, "127.0.0.1"},
 	} {
-		harness.Eventually(t, 20*time.Second, fmt.Sprintf("port %d from %s", port, from.who), func() error {
+		harness.Eventually(t, fmt.Sprintf("port %d from %s", port, from.who), func() error {
 			if got := networktest.Call(t, from.ns, "tcp4", fmt.Sprintf("%s:%d", from.addr, port)); strings.TrimSpace(got) != want {
 				return fmt.Errorf("answered %q; want %q", got, want)
 			}

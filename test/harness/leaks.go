@@ -142,7 +142,7 @@ func cookieIn(ns int) uint64 {
 // pods were deleted.
 func (d *Daemon) CheckNoPods(t testing.TB) {
 	t.Helper()
-	Eventually(t, 20*time.Second, "the end of all pods", func() error {
+	Eventually(t, "the end of all pods", func() error {
 		left := d.Links("p")
 		for _, cgroup := range d.Cgroups() {
 			if strings.Contains(cgroup, "/pod") {
@@ -172,7 +172,7 @@ func (d *Daemon) CheckNoPods(t testing.TB) {
 // background, so it gets a moment.
 func (d *Daemon) checkNothingLeft() {
 	d.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(commandLimit)
 	for {
 		left := d.left()
 		if len(left) == 0 {

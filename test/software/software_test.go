@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -28,14 +27,14 @@ func TestNginxAndRedis(t *testing.T) {
 	archive := debian.base(t)
 	d := harness.Start(t)
 	d.Docker(t, "import", "-c", `CMD ["bash"]`, archive, "debian-base")
-	s := &site{t: t, d: d, dir: project(t, debian), port: freePort(t)}
+	s := &site{t: t, d: d, dir: project(t, debian), port: harness.Port(t)}
 
 	before := objects(t, d)
 
 	s.slipway("up", "--wait-timeout", "2m")
 	s.want("/own", "front")
 	replicas := map[string]bool{}
-	harness.Eventually(t, 30*time.Second, "answers of both replicas through the proxy", func() error {
+	harness.Eventually(t, "answers of both replicas through the proxy", func() error {
 		said, err := s.get("/pages/some/thing")
 		if err != nil {
 			return err
@@ -103,17 +102,6 @@ func write(t *testing.T, dir, name, content string) {
 	}
 }
 
-// freePort finds a port for the site: the test may run beside anything.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // site is the Compose project as its owner handles it.
 type site struct {
 	t    *testing.T
@@ -148,7 +136,7 @@ func (s *site) try(args ...string) (string, error) {
 // redis asks the store from another service, by its name.
 func (s *site) redis(want string, command ...string) {
 	s.t.Helper()
-	harness.Eventually(s.t, 30*time.Second, "redis-cli "+strings.Join(command, " "), func() error {
+	harness.Eventually(s.t, "redis-cli "+strings.Join(command, " "), func() error {
 		out, err := s.try(append([]string{"exec", "-T", "pages", "redis-cli", "-h", "store"}, command...)...)
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -162,7 +150,7 @@ func (s *site) redis(want string, command ...string) {
 
 func (s *site) want(path, want string) {
 	s.t.Helper()
-	harness.Eventually(s.t, 30*time.Second, "GET "+path, func() error {
+	harness.Eventually(s.t, "GET "+path, func() error {
 		got, err := s.get(path)
 		if err != nil {
 			return err
