@@ -2,12 +2,15 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -214,6 +217,91 @@ func TestPodsWaitForTheirPolicies(t *testing.T) {
 	eventually(t, "a deleted pod is cut off", func() bool {
 		return networktest.Unreachable(knock(t, ns, "tcp", networktest.OutsideAddr+":9000"))
 	})
+}
+
+// Policies go by addresses: nobody is taken for a pod, and no container for somebody else. A datagram needs no answer,
+// so its sender can claim any address.
+func TestNobodyPassesForAnother(t *testing.T) {
+	for _, bridgeNF := range []string{"0", "1"} {
+		t.Run("bridge-nf-call-iptables="+bridgeNF, func(t *testing.T) {
+			networktest.NeedRoot(t)
+			check(t, os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(bridgeNF), 0o644))
+			testFalseSources(t, newCluster(t))
+		})
+	}
+}
+
+func testFalseSources(t *testing.T, c *cluster) {
+	names := c.pod("shop", "names", map[string]string{"app": "names"})
+	friend := c.pod("shop", "friend", map[string]string{"app": "friend"})
+	stranger := c.pod("shop", "stranger", nil)
+	id := strings.Repeat("c", 64)
+	container := networktest.NetNS(t)
+	ep, err := c.net.Attach(t.Context(), container, network.AttachSpec{Network: "bridge", ContainerID: id, Name: "c"})
+	check(t, err)
+	t.Cleanup(func() { check(t, c.net.Release(context.Background(), id)) })
+	networktest.Sh(t, "ip route add 192.0.2.0/24 via "+ep.Addr.Addr().String()) // the container routes for these
+	networktest.In(t, c.Outside, func() { networktest.Sh(t, "ip route add default via "+networktest.HostAddr) })
+
+	svc := service("names", c.vip(20), udpPort("dns", 53))
+	svc.Spec.Type, svc.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30053
+	c.create(svc)
+	c.create(endpointSlice(svc, 53, names))
+	c.create(policy(t, "p", `{podSelector: {matchLabels: {app: names}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}, {ipBlock: {cidr: 203.0.113.0/24}}, {ipBlock: {cidr: 192.0.2.0/24}}]}]}`))
+	c.settled(t)
+	greet(t, names.ns, "0.0.0.0:53", "names sees")
+	c.reaches("the service from a pod that may call it", friend.ns, "udp", c.vip(20)+":53", "names sees "+friend.ip())
+
+	var inbox net.PacketConn
+	networktest.In(t, names.ns, func() {
+		inbox, err = net.ListenPacket("udp4", "0.0.0.0:54")
+		check(t, err)
+	})
+	defer inbox.Close()
+	c.replace(endpointSlice(svc, 54, names))
+	node := netip.AddrPortFrom(netip.MustParseAddr(networktest.HostAddr), 30053)
+	vip := netip.AddrPortFrom(netip.MustParseAddr(c.vip(20)), 53)
+	guest := netip.MustParseAddr("203.0.113.9") // somebody of the block, behind the machine outside
+	eventually(t, "a datagram of the block", func() bool {
+		networktest.Forge(t, c.Outside, netip.AddrPortFrom(guest, 999), node, "first")
+		return said(t, inbox, time.Second) == "first"
+	})
+	for i, f := range []struct {
+		what string
+		ns   *os.File
+		from netip.Addr
+		to   netip.AddrPort
+	}{
+		{"a container as a pod, by a node port", container, friend.addr, node},
+		{"a container as a pod, by the service", container, friend.addr, vip},
+		{"a container as somebody outside", container, guest, node},
+		{"a pod as another", stranger.ns, friend.addr, vip},
+		{"a pod as somebody outside", stranger.ns, guest, node},
+		{"a neighbour as a pod", c.Outside, friend.addr, node},
+		{"a neighbour as the node", c.Outside, c.net.NodeAddr(), node},
+	} {
+		networktest.Forge(t, f.ns, netip.AddrPortFrom(f.from, uint16(1000+i)), f.to, f.what)
+	}
+	networktest.Forge(t, container, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.7"), 2000), node, "routed")
+	for got := said(t, inbox, 20*time.Second); got != "routed"; got = said(t, inbox, 20*time.Second) {
+		if got == "" {
+			t.Fatal("a datagram of a network behind a container did not come")
+		}
+		if got != "first" {
+			t.Errorf("%s got through", got)
+		}
+	}
+}
+
+// said is the next datagram, or nothing when none comes.
+func said(t *testing.T, inbox net.PacketConn, wait time.Duration) string {
+	check(t, inbox.SetReadDeadline(time.Now().Add(wait)))
+	buf := make([]byte, 100)
+	n, _, err := inbox.ReadFrom(buf)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	return string(buf[:n])
 }
 
 // spoof calls outside with another pod's address.

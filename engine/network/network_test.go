@@ -91,6 +91,28 @@ func routeThroughUs(t *testing.T, m *machine, n Network, c box) {
 	}
 }
 
+// A container on two networks answers by its default route what it was asked on the other network.
+func TestAnswersByAnotherNetwork(t *testing.T) {
+	m := newMachine(t)
+	mgr := m.open()
+	for _, name := range []string{"z", "a"} {
+		_, err := mgr.Create(t.Context(), Spec{Name: name})
+		check(t, err)
+	}
+	c := m.box(mgr, AttachSpec{Network: "z", Name: "c", Ports: []PortMapping{{HostPort: 8080, ContainerPort: 80}}})
+	_, err := mgr.Attach(t.Context(), c.ns, AttachSpec{Network: "a", ContainerID: c.id, Name: "c"})
+	check(t, err)
+	if gw := mgr.gatewayEndpoint(c.id); gw.NetworkName != "a" {
+		t.Fatalf("the default route is on network %s; this test needs it on the one without ports", gw.NetworkName)
+	}
+	greet(t, c.ns, "0.0.0.0:80", "c sees")
+	pod := newNetNS(t)
+	ip, err := mgr.AttachPod(t.Context(), pod, PodAttach{ID: "uid-1"})
+	check(t, err)
+	answered(t, "from outside", m.Outside, "tcp", hostAddr+":8080", "c sees "+outsideAddr)
+	answered(t, "from a pod", pod, "tcp", hostAddr+":8080", "c sees "+ip.String())
+}
+
 func TestInternalNetworkHasNoWayOut(t *testing.T) {
 	m := newMachine(t)
 	mgr := m.open()

@@ -75,7 +75,7 @@ func (p *packets) rebuild(want rangesAndPorts) error {
 		b.Set(p.internal, all.internal)
 		b.Set(p.portsAny, anyAddr)
 		b.Set(p.portsAddr, oneAddr)
-		p.chains(b, t)
+		p.chains(b, t, want.node.Pods)
 	})
 	if err != nil {
 		return fmt.Errorf("write nftables table %s: %w", p.name, err)
@@ -83,14 +83,21 @@ func (p *packets) rebuild(want rangesAndPorts) error {
 	return nil
 }
 
-func (p *packets) chains(b *nft.Batch, t *nftables.Table) {
+func (p *packets) chains(b *nft.Batch, t *nftables.Table, pods netip.Prefix) {
 	// With route_localnet the kernel no longer drops loopback addresses that come
 	// from a container: the table has to (CVE-2020-8558).
 	b.Chain(t, "guard", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: -300},
 		nft.If(nft.IIf(p.all), nft.Saddr(loopback), nft.Drop()),
 		nft.If(nft.IIf(p.all), nft.Daddr(loopback), nft.Drop()),
-		// Network policies go by a pod's address: it cannot choose another.
+		// Network policies go by addresses: a pod cannot choose another, and nobody else can choose a pod's.
 		nft.If(nft.IIf(p.pods), nft.NoWayBack(), nft.Drop()),
+		nft.If(nft.Saddr(pods), nft.NoWayBack(), nft.Drop()),
+	)
+	// They may go by other machines' addresses, too, which a container could claim. What leads to a pod is known after
+	// the translation. Answers may come from anywhere: a container on two networks answers by one what it was asked by
+	// the other. And with a route of the host to it, a container may forward what comes from a network behind it.
+	b.Chain(t, "guard_pods", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: -99},
+		nft.If(nft.IIf(p.all), nft.Daddr(pods), nft.New(), nft.NoWayBack(), nft.Drop()),
 	)
 	b.Chain(t, "publish", nil,
 		nft.DNATBy(p.portsAddr, nft.KeyDaddr(), nft.KeyProto(), nft.KeyDport()),

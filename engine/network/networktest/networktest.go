@@ -5,10 +5,12 @@ package networktest
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -367,6 +369,25 @@ func connect(t testing.TB, netns *os.File, network, addr string, limit time.Dura
 
 // Unreachable says that Call or Knock found nobody.
 func Unreachable(got string) bool { return strings.HasPrefix(got, "no connection") }
+
+// Forge sends one UDP datagram from a namespace under a source address that may be anybody's, as a program with
+// CAP_NET_RAW can.
+func Forge(t testing.TB, netns *os.File, from, to netip.AddrPort, text string) {
+	t.Helper()
+	In(t, netns, func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		Check(t, err)
+		defer unix.Close(fd)
+		src, dst := from.Addr().As4(), to.Addr().As4()
+		p := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0} // the kernel fills in length and checksum
+		p = slices.Concat(p, src[:], dst[:])
+		p = binary.BigEndian.AppendUint16(p, from.Port())
+		p = binary.BigEndian.AppendUint16(p, to.Port())
+		p = binary.BigEndian.AppendUint16(p, uint16(8+len(text)))
+		p = append(p, 0, 0) // no checksum of the datagram
+		Check(t, unix.Sendto(fd, append(p, text...), 0, &unix.SockaddrInet4{Addr: dst}))
+	})
+}
 
 // Ask sends one DNS query from a namespace.
 func Ask(t testing.TB, netns *os.File, server, name string, qtype uint16) (reply *dns.Msg) {
