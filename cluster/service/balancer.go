@@ -31,6 +31,8 @@ type balancer struct {
 // maxAffinityClients bounds a service's memory of its clients.
 const maxAffinityClients = 65535
 
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
+
 func newBalancer(m *nft.Model) *balancer {
 	at := nft.Concat(nft.Addr, nft.Proto, nft.Service)
 	onNode := nft.Concat(nft.Proto, nft.Service)
@@ -59,7 +61,9 @@ func (b *balancer) chains(glob string, services netip.Prefix, dns netip.Addr, se
 	filter := func(hook *nftables.ChainHook) *nft.Hook {
 		return &nft.Hook{Type: nftables.ChainTypeFilter, Hook: hook, Priority: -5}
 	}
-	m.Chain("prerouting", nat(nftables.ChainHookPrerouting, -102), nft.Jump("balance"))
+	// What this machine calls at 127.0.0.1 was translated on its way out. From a wire nobody has a claim to it, and the
+	// kernel would drop it only after the translation.
+	m.Chain("prerouting", nat(nftables.ChainHookPrerouting, -102), nft.If(nft.DaddrNot(loopback), nft.Jump("balance")))
 	m.Chain("output", nat(nftables.ChainHookOutput, -102), nft.Jump("balance"))
 	m.Chain("postrouting", nat(nftables.ChainHookPostrouting, 98),
 		// A pod that reaches itself by a service would answer itself directly.

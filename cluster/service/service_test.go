@@ -273,6 +273,9 @@ func testServices(t *testing.T, c *cluster) {
 	if got := knock(t, c.Outside, "tcp", networktest.HostAddr+":8081"); !networktest.Unreachable(got) {
 		t.Errorf("a load balancer on localhost only, from outside: %q", got)
 	}
+	if got := networktest.KnockLoopback(t, c.Outside, networktest.HostAddr, "8081"); !networktest.Unreachable(got) {
+		t.Errorf("the same, by a neighbour that routes 127.0.0.1 to this machine: %q", got)
+	}
 	c.statusOf(t, "public", node)
 	c.statusOf(t, "private", "127.0.0.1")
 	c.changes(t, client, a, b, web, public)

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"slipway.dev/slipway/engine/network/networktest"
 )
 
 // Every way into and out of a container, under each kind of host.
@@ -75,6 +77,9 @@ func testTraffic(t *testing.T, m *machine) {
 	} {
 		from := map[string]box{"a": a, "b": b, "c": c, "outside": {ns: m.Outside}}[tt.from].ns
 		answered(t, tt.what, from, tt.network, tt.to, tt.want)
+	}
+	if got := networktest.KnockLoopback(t, m.Outside, hostAddr, "8081"); !unreachable4(got) {
+		t.Errorf("a neighbour that routes 127.0.0.1 to this machine reached a port bound to it: %q", got)
 	}
 	routeThroughUs(t, m, other, c)
 	if t.Failed() {

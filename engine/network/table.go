@@ -106,7 +106,9 @@ func (p *packets) chains(b *nft.Batch, t *nftables.Table, pods netip.Prefix) {
 	// Just before other tools' dstnat: the first translation wins, and the port is
 	// ours, because we hold the socket that is bound to it.
 	toHost := nft.If(nft.DaddrLocal(), nft.Jump("publish"))
-	b.Chain(t, "prerouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: -101}, toHost)
+	// The kernel drops 127.0.0.1 from a wire when it routes, which is after the translation: a neighbour would get to
+	// what is published for this machine alone.
+	b.Chain(t, "prerouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: -101}, nft.If(nft.DaddrNot(loopback), toHost))
 	b.Chain(t, "output", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: -101}, toHost)
 	b.Chain(t, "postrouting", &nft.Hook{Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: 99},
 		nft.If(nft.OIf(p.all), nft.Saddr(loopback), nft.Masquerade()),

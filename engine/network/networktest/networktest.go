@@ -370,6 +370,17 @@ func connect(t testing.TB, netns *os.File, network, addr string, limit time.Dura
 // Unreachable says that Call or Knock found nobody.
 func Unreachable(got string) bool { return strings.HasPrefix(got, "no connection") }
 
+// KnockLoopback is Knock by TCP at a port of 127.0.0.1 as a neighbour on the wire can do it: by a route over gateway.
+func KnockLoopback(t testing.TB, netns *os.File, gateway, port string) (got string) {
+	t.Helper()
+	In(t, netns, func() {
+		Sh(t, "ip addr flush dev lo && echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet && ip route add 127.0.0.1 via "+gateway)
+		defer Sh(t, "ip route del 127.0.0.1 && echo 0 >/proc/sys/net/ipv4/conf/all/route_localnet && ip addr add 127.0.0.1/8 dev lo")
+		got = Knock(t, nil, "tcp", "127.0.0.1:"+port)
+	})
+	return got
+}
+
 // Forge sends one UDP datagram from a namespace under a source address that may be anybody's, as a program with
 // CAP_NET_RAW can.
 func Forge(t testing.TB, netns *os.File, from, to netip.AddrPort, text string) {
