@@ -96,6 +96,34 @@ func routeThroughUs(t *testing.T, m *machine, n Network, c box) {
 	}
 }
 
+// Without ICC containers of a network do not reach each other's own ports: not on the bridge, and not by way of its
+// gateway.
+func TestNoTrafficBetweenContainers(t *testing.T) {
+	for _, bridgeNF := range []string{"0", "1"} {
+		t.Run("bridge-nf-call-iptables="+bridgeNF, func(t *testing.T) {
+			m := newMachine(t)
+			check(t, writeSysctl("net/bridge/bridge-nf-call-iptables", bridgeNF))
+			mgr := m.open()
+			n, err := mgr.Create(t.Context(), Spec{Name: "apart", Options: map[string]string{OptionICC: "false"}})
+			check(t, err)
+			a := m.box(mgr, AttachSpec{Network: "apart", Name: "a", Ports: []PortMapping{{HostPort: 8080, ContainerPort: 80}}})
+			b := m.box(mgr, AttachSpec{Network: "apart", Name: "b"})
+			greet(t, a.ns, "0.0.0.0:80", "a sees")
+			answered(t, "on the bridge", b.ns, "tcp", a.ip()+":80", "")
+			for _, c := range []box{a, b} {
+				in(t, c.ns, func() {
+					sh(t, fmt.Sprintf("ip route add %s dev eth0 && ip route del %s && ip route add %s via %s", n.Gateway, n.Subnet, n.Subnet, n.Gateway))
+				})
+			}
+			answered(t, "by the gateway", b.ns, "tcp", a.ip()+":80", "")
+			answered(t, "from outside", m.Outside, "tcp", hostAddr+":8080", "a sees "+outsideAddr)
+			if bridgeNF == "0" { // else the kernel bridges what was translated, and the isolation of the ports stops that, too
+				answered(t, "by a published port", b.ns, "tcp", hostAddr+":8080", "a sees "+n.Gateway.String())
+			}
+		})
+	}
+}
+
 // A container on two networks answers by its default route what it was asked on the other network.
 func TestAnswersByAnotherNetwork(t *testing.T) {
 	m := newMachine(t)

@@ -25,7 +25,7 @@ type packets struct {
 
 	node      *nftables.Set // the ranges of pods and services: for other daemons to read, see claimedBy
 	masq      *nftables.Set // ranges whose packets leave with the host's address
-	same      *nftables.Set // (bridge, bridge): traffic within a network
+	same      *nftables.Set // (bridge, bridge): traffic within a network whose containers may reach each other
 	home      *nftables.Set // (bridge, its addresses)
 	internal  *nftables.Set // bridges with no way out
 	portsAny  *nftables.Set // (protocol, port) -> container, on every address of the host
@@ -146,7 +146,9 @@ func networkElements(n Network) elements {
 		return e
 	}
 	name := nft.IfNameBytes(n.Bridge)
-	e.same = []nftables.SetElement{{Key: slices.Concat(name, name)}}
+	if n.Options[OptionICC] != "false" {
+		e.same = []nftables.SetElement{{Key: slices.Concat(name, name)}} // else the gateway would carry what the isolated ports do not
+	}
 	e.home = []nftables.SetElement{{
 		Key:    slices.Concat(name, nft.AddrBytes(n.Subnet.Addr())),
 		KeyEnd: slices.Concat(name, nft.AddrBytes(lastOf(n.Subnet))),
