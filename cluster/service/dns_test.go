@@ -3,10 +3,13 @@ package service
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +18,7 @@ import (
 
 	"slipway.dev/slipway/cluster/store"
 	"slipway.dev/slipway/cluster/store/kinds"
+	"slipway.dev/slipway/engine/network"
 	"slipway.dev/slipway/engine/network/networktest"
 )
 
@@ -185,5 +189,45 @@ func BenchmarkAnswer(b *testing.B) {
 	q.SetQuestion("web.shop.svc.cluster.local.", dns.TypeA)
 	for b.Loop() {
 		s.answer(b.Context(), q)
+	}
+}
+
+// The cluster's DNS is for this machine, its pods and its containers, not for who routes to it.
+func TestClusterDNSIsNotForNeighbours(t *testing.T) {
+	networktest.NeedRoot(t)
+	c := newCluster(t)
+	pod := c.pod("shop", "a", nil)
+	id := strings.Repeat("c", 64)
+	container := networktest.NetNS(t)
+	_, err := c.net.Attach(t.Context(), container, network.AttachSpec{Network: "bridge", ContainerID: id, Name: "c"})
+	check(t, err)
+	t.Cleanup(func() { check(t, c.net.Release(context.Background(), id)) })
+	networktest.In(t, c.Outside, func() { networktest.Sh(t, "ip route add default via "+networktest.HostAddr) })
+	ask := func(proto string, wait time.Duration) string {
+		q := new(dns.Msg)
+		q.SetQuestion("dns-version.cluster.local.", dns.TypeTXT)
+		reply, _, err := (&dns.Client{Net: proto, Timeout: wait}).Exchange(q, net.JoinHostPort(c.net.DNSAddr().String(), "53"))
+		if err != nil {
+			return ""
+		}
+		return short(reply)
+	}
+	const version = `NOERROR TXT "1.1.0"`
+	for _, proto := range []string{"udp", "tcp"} {
+		if got := ask(proto, 20*time.Second); got != version {
+			t.Errorf("this machine over %s: %q", proto, got)
+		}
+		for who, ns := range map[string]*os.File{"a pod": pod.ns, "a container": container} {
+			networktest.In(t, ns, func() {
+				if got := ask(proto, 20*time.Second); got != version {
+					t.Errorf("%s over %s: %q", who, proto, got)
+				}
+			})
+		}
+		networktest.In(t, c.Outside, func() {
+			if got := ask(proto, time.Second); got != "" {
+				t.Errorf("a neighbour over %s: %q", proto, got)
+			}
+		})
 	}
 }

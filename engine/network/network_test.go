@@ -3,9 +3,12 @@ package network
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -223,6 +226,45 @@ func TestNamesOfContainers(t *testing.T) {
 	check(t, mgr.Detach(t.Context(), web.ns, web.id, "front"))
 	if got := answers(ask(t, web.ns, "127.0.0.11:53", "store", dns.TypeA)); fmt.Sprint(got) != "["+db.ip()+"]" {
 		t.Errorf("after leaving its first network, a container resolves %v", got)
+	}
+}
+
+// Resolvers are for this machine and its containers, not for who routes to them.
+func TestResolversAreNotForNeighbours(t *testing.T) {
+	m := newMachine(t)
+	check(t, m.open().Close())
+	mgr := m.open() // networks that were there before are guarded like new ones
+	_, err := mgr.Create(t.Context(), Spec{Name: "app"})
+	check(t, err)
+	in(t, m.Outside, func() { sh(t, "ip route add default via "+hostAddr) })
+	for _, network := range []string{"bridge", "app"} {
+		c := m.box(mgr, AttachSpec{Network: network, Name: "c", Aliases: []string{"c"}})
+		for _, proto := range []string{"udp", "tcp"} {
+			for _, from := range []struct {
+				who  string
+				ns   *os.File
+				want string
+				wait time.Duration
+			}{{"a container", c.ns, "NOERROR", 20 * time.Second}, {"this machine", nil, "NOERROR", 20 * time.Second}, {"a neighbour", m.Outside, "", time.Second}} {
+				var got string
+				query := func() {
+					q := new(dns.Msg)
+					q.SetQuestion("c.", dns.TypeA)
+					reply, _, err := (&dns.Client{Net: proto, Timeout: from.wait}).Exchange(q, net.JoinHostPort(c.ep.Gateway.String(), "53"))
+					if err == nil {
+						got = dns.RcodeToString[reply.Rcode]
+					}
+				}
+				if from.ns == nil {
+					query()
+				} else {
+					in(t, from.ns, query)
+				}
+				if got != from.want {
+					t.Errorf("%s asks the resolver of network %s over %s: got %q, want %q", from.who, network, proto, got, from.want)
+				}
+			}
+		}
 	}
 }
 

@@ -201,7 +201,7 @@ func (m *Manager) adopt(ctx context.Context, n Network, fresh bool) error {
 		return nil // restore does the rest for all networks at once
 	}
 	s.resolver.serve()
-	return m.apply(m.table.addNetwork(n))
+	return m.apply(m.table.addNetwork(s.Network)) // which has the resolver's port by now
 }
 
 func (m *Manager) startBridge(ctx context.Context, s *segment, fresh bool) error {

@@ -28,6 +28,7 @@ type packets struct {
 	same      *nftables.Set // (bridge, bridge): traffic within a network whose containers may reach each other
 	home      *nftables.Set // (bridge, its addresses)
 	internal  *nftables.Set // bridges with no way out
+	resolvers *nftables.Set // (address, protocol, port) where containers ask for names
 	portsAny  *nftables.Set // (protocol, port) -> container, on every address of the host
 	portsAddr *nftables.Set // (address, protocol, port) -> container
 }
@@ -54,6 +55,7 @@ func newPackets(conn *nft.Conn, instance string) *packets {
 	p.same = &nftables.Set{Table: t, Name: "same", KeyType: nft.Concat(nft.IfName, nft.IfName)}
 	p.home = &nftables.Set{Table: t, Name: "home", KeyType: nft.Concat(nft.IfName, nft.Addr), Interval: true}
 	p.internal = &nftables.Set{Table: t, Name: "internal", KeyType: nft.IfName}
+	p.resolvers = &nftables.Set{Table: t, Name: "resolvers", KeyType: nft.Concat(nft.Addr, nft.Proto, nft.Service)}
 	p.portsAny = &nftables.Set{Table: t, Name: "ports_any", IsMap: true, KeyType: nft.Concat(nft.Proto, nft.Service), DataType: target}
 	p.portsAddr = &nftables.Set{Table: t, Name: "ports_addr", IsMap: true, KeyType: nft.Concat(nft.Addr, nft.Proto, nft.Service), DataType: target}
 	return p
@@ -73,6 +75,7 @@ func (p *packets) rebuild(want rangesAndPorts) error {
 		b.Set(p.same, all.same)
 		b.Set(p.home, all.home)
 		b.Set(p.internal, all.internal)
+		b.Set(p.resolvers, all.resolvers)
 		b.Set(p.portsAny, anyAddr)
 		b.Set(p.portsAddr, oneAddr)
 		p.chains(b, t, want.node.Pods)
@@ -116,7 +119,13 @@ func (p *packets) chains(b *nft.Batch, t *nftables.Table, pods netip.Prefix) {
 		// would go straight to the caller, untranslated. (The input interface is not
 		// known here when br_netfilter translates a bridged frame.)
 		nft.If(nft.DNATed(), nft.In(p.home, nft.KeyOIf(), nft.KeySaddr()), nft.Masquerade()),
-		nft.If(nft.In(p.masq, nft.KeySaddr()), nft.OIfNot(p.all), nft.Masquerade()),
+		// Not on lo: there this machine talks to itself at a bridge's address, which is in the range, too.
+		nft.If(nft.In(p.masq, nft.KeySaddr()), nft.OIfNot(p.all), nft.OIfNot("lo"), nft.Masquerade()),
+	)
+	// Resolvers are for this machine and its containers. A neighbour that routes to a bridge's address is not even
+	// refused: it could hold as many connections open as it likes.
+	b.Chain(t, "received", &nft.Hook{Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput, Priority: 0},
+		nft.If(nft.IIfNot(p.all), nft.IIfNot("lo"), nft.In(p.resolvers, nft.KeyDaddr(), nft.KeyProto(), nft.KeyDport()), nft.Drop()),
 	)
 	b.Chain(t, "ours", nil,
 		nft.If(nft.Established(), nft.Accept()),
@@ -134,10 +143,13 @@ func (p *packets) chains(b *nft.Batch, t *nftables.Table, pods netip.Prefix) {
 }
 
 // elements are what networks have in the sets.
-type elements struct{ same, home, internal, masq []nftables.SetElement }
+type elements struct{ same, home, internal, resolvers, masq []nftables.SetElement }
 
 func (e elements) and(o elements) elements {
-	return elements{slices.Concat(e.same, o.same), slices.Concat(e.home, o.home), slices.Concat(e.internal, o.internal), slices.Concat(e.masq, o.masq)}
+	return elements{
+		slices.Concat(e.same, o.same), slices.Concat(e.home, o.home), slices.Concat(e.internal, o.internal),
+		slices.Concat(e.resolvers, o.resolvers), slices.Concat(e.masq, o.masq),
+	}
 }
 
 func networkElements(n Network) elements {
@@ -153,6 +165,9 @@ func networkElements(n Network) elements {
 		Key:    slices.Concat(name, nft.AddrBytes(n.Subnet.Addr())),
 		KeyEnd: slices.Concat(name, nft.AddrBytes(lastOf(n.Subnet))),
 	}}
+	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		e.resolvers = append(e.resolvers, nftables.SetElement{Key: nft.Pad(nft.AddrBytes(n.Gateway), []byte{proto}, nft.PortBytes(n.DNSPort))})
+	}
 	switch {
 	case n.Internal:
 		e.internal = []nftables.SetElement{{Key: name}}
@@ -197,6 +212,7 @@ func (p *packets) addNetwork(n Network) error {
 		b.Add(p.same, e.same)
 		b.Add(p.home, e.home)
 		b.Add(p.internal, e.internal)
+		b.Add(p.resolvers, e.resolvers)
 		b.Add(p.masq, e.masq)
 	})
 }
@@ -207,6 +223,7 @@ func (p *packets) removeNetwork(n Network) error {
 		b.Delete(p.same, e.same)
 		b.Delete(p.home, e.home)
 		b.Delete(p.internal, e.internal)
+		b.Delete(p.resolvers, e.resolvers)
 		b.Delete(p.masq, e.masq)
 	})
 }
