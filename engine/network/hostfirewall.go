@@ -309,5 +309,5 @@ func iptables(ctx context.Context, command string, args ...string) (string, erro
 func (m *Manager) Warnings() []string {
 	m.wall.mu.Lock()
 	defer m.wall.mu.Unlock()
-	return slices.Clone(m.wall.warnings)
+	return slices.Concat(m.stolen, m.wall.warnings)
 }

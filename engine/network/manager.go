@@ -38,7 +38,8 @@ type Manager struct {
 	// setup serialises what creates and removes networks: choosing a range and making
 	// its bridge must not interleave. It is taken before mu.
 	setup    sync.Mutex
-	restored bool // the packet table is there; setup covers it
+	restored bool     // the packet table is there; setup covers it
+	stolen   []string // warnings of subnets that others have; not changed after Open
 
 	mu        sync.RWMutex
 	networks  map[string]*segment

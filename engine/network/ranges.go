@@ -132,19 +132,28 @@ func (m *Manager) checkRanges() error {
 		return err
 	}
 	for what, mine := range map[string]netip.Prefix{"pods": m.node.Pods, "services": m.node.Services} {
-		for _, o := range others {
-			switch {
-			case !o.prefix.Overlaps(mine) || o.prefix.Bits() < mine.Bits():
-				// A wider route, such as a VPN's, yields to ours.
-			case ourLinks.MatchString(o.link):
-				return fmt.Errorf("the range of %s, %s, is in use by another Slipway daemon on this machine (interface %s), which chose it while this one was not running: "+
-					"end that one with `slipway down --all`, or start this one on a new data directory", what, mine, o.link)
-			default:
-				m.log.Warn("part of a range has been taken by another program", "range", mine, "of", what, "taken", o.prefix, "interface", o.link)
-			}
+		o, taken := takenFrom(mine, others)
+		switch {
+		case !taken:
+		case ourLinks.MatchString(o.link):
+			return fmt.Errorf("the range of %s, %s, is in use by another Slipway daemon on this machine (interface %s), which chose it while this one was not running: "+
+				"end that one with `slipway down --all`, or start this one on a new data directory", what, mine, o.link)
+		default:
+			m.log.Warn("part of a range has been taken by another program", "range", mine, "of", what, "taken", o.prefix, "interface", o.link)
 		}
 	}
 	return nil
+}
+
+// takenFrom finds who of others has taken a range of ours, or a part of it: another daemon before any other program. A
+// wider route, such as a VPN's, yields to ours and takes nothing.
+func takenFrom(mine netip.Prefix, others []foreign) (by foreign, taken bool) {
+	for _, o := range others {
+		if o.prefix.Overlaps(mine) && o.prefix.Bits() >= mine.Bits() && (!taken || ourLinks.MatchString(o.link)) {
+			by, taken = o, true
+		}
+	}
+	return by, taken
 }
 
 // foreign lists what is routed to, or owned by, interfaces whose name does not begin with mine.

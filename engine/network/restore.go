@@ -18,14 +18,22 @@ func (m *Manager) restore(ctx context.Context) error {
 	if err := m.startNode(); err != nil {
 		return err
 	}
-	if err := m.restoreNetworks(ctx); err != nil {
-		return err
-	}
 	existing, err := m.links.named("sw" + m.opts.Instance + "-")
 	if err != nil {
 		return err
 	}
-	if err := m.restoreEndpoints(ctx, existing); err != nil {
+	endpoints, err := load[Endpoint](m.rec, kindEndpoint)
+	if err != nil {
+		return err
+	}
+	attached := map[string]bool{}
+	for _, ep := range endpoints {
+		attached[ep.NetworkID] = attached[ep.NetworkID] || existing[ep.HostIf] != nil
+	}
+	if err := m.restoreNetworks(ctx, attached); err != nil {
+		return err
+	}
+	if err := m.restoreEndpoints(ctx, endpoints, existing); err != nil {
 		return err
 	}
 	if err := m.restorePods(existing); err != nil {
@@ -51,17 +59,31 @@ func (m *Manager) restore(ctx context.Context) error {
 	return nil
 }
 
-func (m *Manager) restoreNetworks(ctx context.Context) error {
+// restoreNetworks brings the recorded networks back; attached says which have containers that ran on.
+func (m *Manager) restoreNetworks(ctx context.Context, attached map[string]bool) error {
 	recorded, err := load[Network](m.rec, kindNetwork)
 	if err != nil {
 		return err
 	}
-	have := map[string]bool{}
+	others, err := m.links.foreign("sw" + m.opts.Instance + "-")
+	if err != nil {
+		return err
+	}
+	have, movable := map[string]bool{}, []Network{}
 	for _, n := range recorded {
+		have[n.Name] = true
+		if m.hasToMove(n, others, attached) {
+			movable = append(movable, n) // when all others have shown what is theirs
+			continue
+		}
 		if err := m.adopt(ctx, n, false); err != nil {
 			return fmt.Errorf("restore network %s: %w", n.Name, err)
 		}
-		have[n.Name] = true
+	}
+	for _, n := range movable {
+		if err := m.move(ctx, n); err != nil {
+			return fmt.Errorf("restore network %s: choose another subnet than %s, which another program has taken: %w", n.Name, n.Subnet, err)
+		}
 	}
 	for _, spec := range []Spec{{Name: DefaultBridge}, {Name: HostNetwork, Driver: DriverHost}, {Name: NoneNetwork, Driver: DriverNone}} {
 		if have[spec.Name] {
@@ -74,11 +96,42 @@ func (m *Manager) restoreNetworks(ctx context.Context) error {
 	return nil
 }
 
-func (m *Manager) restoreEndpoints(ctx context.Context, existing map[string]netlink.Link) error {
-	recorded, err := load[Endpoint](m.rec, kindEndpoint)
+// hasToMove says whether a network is to get another subnet, because another program has taken its own while no interface
+// showed it. It does if nobody chose the subnet and nobody has an address of it; else the user is told.
+func (m *Manager) hasToMove(n Network, others []foreign, attached map[string]bool) bool {
+	if n.Driver != DriverBridge {
+		return false
+	}
+	other, taken := takenFrom(n.Subnet, others)
+	if !taken || !n.UserSubnet && !attached[n.ID] {
+		return taken
+	}
+	warning := fmt.Sprintf("network %s has the subnet %s, and interface %s of another program has taken %s while the network did not show: containers reach one of the two; "+
+		"give the other program another range, or remove the network and create it with another subnet", n.Name, n.Subnet, other.link, other.prefix)
+	m.log.Warn(warning)
+	m.stolen = append(m.stolen, warning)
+	return false
+}
+
+// move gives a network that nobody uses a free subnet.
+func (m *Manager) move(ctx context.Context, n Network) error {
+	unlock, err := lockRanges()
 	if err != nil {
 		return err
 	}
+	defer unlock()
+	was := n.Subnet
+	if err := m.links.remove(n.Bridge); err != nil { // it has an address of the old one
+		return err
+	}
+	if err := m.chooseRange(&n, Spec{}); err != nil {
+		return err
+	}
+	m.log.Warn("the subnet of a network was taken by another program, and the network got another", "network", n.Name, "was", was, "is", n.Subnet)
+	return m.adopt(ctx, n, true)
+}
+
+func (m *Manager) restoreEndpoints(ctx context.Context, recorded map[string]Endpoint, existing map[string]netlink.Link) error {
 	for id, ep := range recorded {
 		s := m.networks[ep.NetworkID]
 		link := existing[ep.HostIf]
