@@ -103,7 +103,8 @@ func TestStopSignalsThenKills(t *testing.T) {
 
 func TestPauseRenameUpdateRemove(t *testing.T) {
 	m := newMachine(t)
-	i := m.run(Spec{Name: "aa", Cmd: []string{"sleep", "1000"}})
+	i := m.run(Spec{Name: "aa", Cmd: []string{"sh", "-c", "echo up; exec sleep 1000"}})
+	m.awaitLine(i.ID, "up") // a container that has started need not be its program yet
 	if err := m.Pause(t.Context(), "aa"); err != nil {
 		t.Fatal(err)
 	}

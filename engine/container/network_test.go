@@ -34,7 +34,7 @@ func TestNetworksOfContainers(t *testing.T) {
 	published := fmt.Sprintf("127.0.0.1:%d", web.Ports[0].HostPort)
 	awaitServer(t, published)
 	for _, name := range []string{"web", "www", web.ID[:12]} {
-		out, code := m.output(Spec{NetworkMode: "front", Cmd: []string{"nc", "-w", "5", name, "80"}})
+		out, code := m.output(Spec{NetworkMode: "front", Cmd: []string{"nc", "-w", "20", name, "80"}})
 		if code != 0 || out != "from webhost\n" {
 			t.Errorf("by the name %s: %q, %d", name, out, code)
 		}
@@ -111,7 +111,7 @@ func TestContainersOfAPod(t *testing.T) {
 	one := m.run(first)
 	m.awaitLog(one.ID, "1.2.3.4")
 	second := pod
-	second.Cmd = []string{"nc", "127.0.0.1", "99"}
+	second.Cmd = []string{"sh", "-c", "until nc 127.0.0.1 99; do sleep 0.01; done"} // it need not listen yet
 	second.LogPath += ".1"
 	if out, code := m.output(second); code != 0 {
 		t.Errorf("the second container did not reach the first on localhost: %q, %d", out, code)
@@ -167,7 +167,7 @@ func TestManyAtOnce(t *testing.T) {
 // awaitServer waits until somebody answers: a container that has started need not listen yet.
 func awaitServer(t *testing.T, addr string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			conn.Close()

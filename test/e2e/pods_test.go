@@ -472,7 +472,9 @@ spec:
 	})
 	says(t, pod.Status.ContainerStatuses[0].State.Waiting.Message, "container has runAsNonRoot and image will run as root")
 	d.AwaitPod(t, ns, "shared", "ready", harness.Ready)
-	says(t, d.Kubectl(t, "exec", "-n", ns, "shared", "-c", "b", "--", "ps"), "sleep 1234567")
+	harness.Eventually(t, "the other container's program", func() error {
+		return contains(d.Kubectl(t, "exec", "-n", ns, "shared", "-c", "b", "--", "ps"), "sleep 1234567")
+	})
 }
 
 func images(t *testing.T, d *harness.Daemon, ns string) {

@@ -234,7 +234,8 @@ func TestSandbox(t *testing.T) {
 		}
 	}
 	h.killWarden()
-	sleeper, _ := h.run("sleep 7654", join)
+	sleeper, up := h.run("echo up; exec sleep 7654", join, attached)
+	read(t, up, "up") // a container that has started need not be its program yet
 	_, a := h.run("hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmax; cat /proc/1/comm; ps", join, attached)
 	out, _ := output(t, a)
 	for _, want := range []string{"podname\n80\n123456\nslipway-init\n", "sleep 7654"} {
