@@ -2,6 +2,8 @@ package dockerapi
 
 import (
 	"context"
+	"encoding/json"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -237,15 +239,37 @@ func (s *Server) inspectImage(w *reply, r *request) error {
 	if r.flag("manifests") {
 		answer.Manifests = []imagetypes.ManifestSummary{manifestSummary(img, s.imageUsers()[img.ID.String()])}
 	}
-	legacy := map[string]any{"Parent": "", "DockerVersion": "", "Container": "", "ContainerConfig": nil}
+	legacy := map[string]any{"Parent": "", "DockerVersion": "", "Container": "", "ContainerConfig": nil, "Author": "", "Comment": ""}
 	if r.version.less(apiVersion{1, 44}) {
 		legacy["VirtualSize"] = img.Size
 	}
-	b, err := withFields(answer, legacy)
+	whole := struct {
+		imagetypes.InspectResponse
+		Config json.RawMessage
+	}{InspectResponse: answer}
+	if whole.Config, err = withFields(answer.Config, legacyConfig(r.version)); err != nil {
+		return err
+	}
+	b, err := withFields(whole, legacy)
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, b)
+}
+
+// legacyConfig are the fields of an image's configuration that are there even when they are empty, until 1.52: docker-py and
+// `docker inspect -f {{.Config.Image}}` fail over a missing one. Until 1.50 those of a container were there too.
+func legacyConfig(v apiVersion) map[string]any {
+	fields := map[string]any{
+		"Cmd": nil, "Entrypoint": nil, "Env": nil, "Labels": nil, "OnBuild": nil, "User": "", "Volumes": nil, "WorkingDir": "",
+	}
+	if v.less(apiVersion{1, 50}) {
+		maps.Copy(fields, map[string]any{
+			"AttachStderr": false, "AttachStdin": false, "AttachStdout": false, "Domainname": "", "Hostname": "", "Image": "",
+			"OpenStdin": false, "StdinOnce": false, "Tty": false,
+		})
+	}
+	return fields
 }
 
 func (s *Server) imageHistory(w *reply, r *request) error {

@@ -59,6 +59,7 @@ func TestReplies(t *testing.T) {
 		{"container", "/containers/web/json"},
 		{"containers", "/containers/json?all=1"},
 		{"image", "/images/app:1/json"},
+		{"image-1.49", "/v1.49/images/app:1/json"},
 		{"images", "/images/json"},
 		{"images-1.43", "/v1.43/images/json"},
 		{"network", "/networks/back"},

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -153,7 +154,7 @@ func (s *Server) importImage(w *reply, r *request) error {
 	if src := r.query.Get("fromSrc"); src != "-" {
 		return unsupported("importing from a URL is not supported: download %s and send it, as in `docker import FILE`", src)
 	}
-	o := image.ImportOptions{Message: r.query.Get("message")}
+	o := image.ImportOptions{Message: cmp.Or(r.query.Get("message"), "Imported from -")} // Docker's words
 	if p := r.query.Get("platform"); p != "" {
 		platform, err := parsePlatform(p)
 		if err != nil {
