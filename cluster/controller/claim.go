@@ -41,6 +41,9 @@ func Claimed[T store.Object](ctx context.Context, d Deps, c Claim) ([]T, error) 
 	candidates := append(snap.Index(kinds.ByOwner, string(c.Owner.GetUID())), snap.Index(kinds.ByOrphan, c.Owner.GetNamespace())...)
 	var mine []T
 	for _, o := range candidates {
+		if o.GetNamespace() != c.Owner.GetNamespace() {
+			continue // anybody may write a reference; owners are of one's own namespace
+		}
 		kept, err := c.consider(ctx, d, o)
 		if err != nil {
 			return nil, err

@@ -113,7 +113,7 @@ func (c *Controller) oldPodsRun(d *appsv1.Deployment, sets []*appsv1.ReplicaSet)
 			continue
 		}
 		for _, p := range store.Indexed[*corev1.Pod](c.deps.Reader, kinds.Pods, kinds.ByOwner, string(rs.UID)) {
-			if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			if p.Namespace == rs.Namespace && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
 				return true
 			}
 		}

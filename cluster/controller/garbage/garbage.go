@@ -100,16 +100,20 @@ func (c *Controller) waitingOwners(o store.Object) []string {
 // orphans are the dependents of an object that has gone, and the owners that waited for it.
 func (c *Controller) orphans(gone store.Object) []string {
 	var keys []string
-	c.eachDependent(gone.GetUID(), func(gr schema.GroupResource, o store.Object) {
+	c.eachDependent(gone, func(gr schema.GroupResource, o store.Object) {
 		keys = append(keys, keyOf(gr, store.KeyOf(o)))
 	})
 	return append(keys, c.waitingOwners(gone)...)
 }
 
-func (c *Controller) eachDependent(uid types.UID, visit func(schema.GroupResource, store.Object)) {
+// eachDependent visits what depends on an object. What lives in one namespace owns nothing in another: such a reference
+// leads to nobody, and must not hold its object up.
+func (c *Controller) eachDependent(owner store.Object, visit func(schema.GroupResource, store.Object)) {
 	for _, k := range c.kinds {
-		for _, o := range c.deps.Reader.Snapshot(k.Resource).Index(kinds.ByOwner, string(uid)) {
-			visit(k.Resource, o)
+		for _, o := range c.deps.Reader.Snapshot(k.Resource).Index(kinds.ByOwner, string(owner.GetUID())) {
+			if owner.GetNamespace() == "" || owner.GetNamespace() == o.GetNamespace() {
+				visit(k.Resource, o)
+			}
 		}
 	}
 }
@@ -162,7 +166,7 @@ func (c *Controller) deleting(ctx context.Context, o store.Object) error {
 // orphan makes all dependents forget the object.
 func (c *Controller) orphan(ctx context.Context, o store.Object) error {
 	var dependents []store.Object
-	c.eachDependent(o.GetUID(), func(_ schema.GroupResource, d store.Object) { dependents = append(dependents, d) })
+	c.eachDependent(o, func(_ schema.GroupResource, d store.Object) { dependents = append(dependents, d) })
 	_, err := controller.Parallel(ctx, len(dependents), func(ctx context.Context, i int) error {
 		return c.forget(ctx, dependents[i], []types.UID{o.GetUID()})
 	})
@@ -181,7 +185,7 @@ func (c *Controller) foreground(ctx context.Context, o store.Object) error {
 		o  store.Object
 	}
 	var dependents []dependent
-	c.eachDependent(o.GetUID(), func(gr schema.GroupResource, d store.Object) {
+	c.eachDependent(o, func(gr schema.GroupResource, d store.Object) {
 		for _, ref := range d.GetOwnerReferences() {
 			if ref.UID == o.GetUID() && blocks(ref) {
 				blocked = true
@@ -244,7 +248,7 @@ func (c *Controller) living(ctx context.Context, gr schema.GroupResource, o stor
 
 func (c *Controller) hasDependents(o store.Object) bool {
 	found := false
-	c.eachDependent(o.GetUID(), func(schema.GroupResource, store.Object) { found = true })
+	c.eachDependent(o, func(schema.GroupResource, store.Object) { found = true })
 	return found
 }
 
@@ -252,7 +256,7 @@ func (c *Controller) hasDependents(o store.Object) bool {
 // them, by way of others, and all of them would wait for ever.
 func (c *Controller) inCircle(o store.Object) bool {
 	found := false
-	c.eachDependent(o.GetUID(), func(_ schema.GroupResource, d store.Object) {
+	c.eachDependent(o, func(_ schema.GroupResource, d store.Object) {
 		found = found || d.GetDeletionTimestamp() != nil && slices.Contains(d.GetFinalizers(), metav1.FinalizerDeleteDependents)
 	})
 	return found

@@ -170,7 +170,7 @@ func (c *Controller) report(ctx context.Context, rs *appsv1.ReplicaSet, selector
 	cur := c.family.view(set)
 	var pods []*corev1.Pod
 	for _, p := range store.Indexed[*corev1.Pod](c.deps.Reader, kinds.Pods, kinds.ByOwner, string(rs.UID)) {
-		if owned(p, rs) && selector.Matches(labels.Set(p.Labels)) {
+		if p.Namespace == rs.Namespace && owned(p, rs) && selector.Matches(labels.Set(p.Labels)) {
 			pods = append(pods, p)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -47,5 +48,36 @@ func TestReplicationControllersKeepTheirNumberOfPods(t *testing.T) {
 		expect("scaled down", "1 pods, status 1 ready 1 available 1")
 		controllertest.Edit(c, c.Pods("shop")[0], func(p *corev1.Pod) { p.Labels = nil })
 		expect("with one pod released", "2 pods, status 1 ready 1 available 1")
+	})
+}
+
+// TestPodsOfOtherNamespacesDoNotCount: who may make pods in one namespace must not be able to take away those of another, by
+// writing its replica set into theirs as the owner.
+func TestPodsOfOtherNamespacesDoNotCount(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.StartKubelet(&controllertest.Kubelet{Bind: "n1"})
+		c.Start(replicaset.New(c.Deps))
+		one, labels := int32(1), map[string]string{"app": "web"}
+		rs := controllertest.Create(c, &appsv1.ReplicaSet{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+			Spec: appsv1.ReplicaSetSpec{
+				Replicas: &one, Selector: &metav1.LabelSelector{MatchLabels: labels},
+				Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c"}}}},
+			},
+		})
+		c.Settle()
+		mine := c.Pods("shop")[0].Name
+		for i := range 3 {
+			controllertest.Create(c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "other", Name: fmt.Sprintf("false-%d", i), Labels: labels,
+				OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(rs, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}}})
+		}
+		controllertest.Edit(c, rs, func(rs *appsv1.ReplicaSet) { rs.Annotations = map[string]string{"look": "again"} })
+		c.Settle()
+		if pods := c.Pods("shop"); len(pods) != 1 || pods[0].Name != mine || pods[0].DeletionTimestamp != nil {
+			t.Errorf("the set has %d pods; want the one that it had", len(pods))
+		}
+		if got := controllertest.Get(c, rs).Status.Replicas; got != 1 || len(c.Pods("other")) != 3 {
+			t.Errorf("the status counts %d, and the other namespace has %d pods; want 1 and 3", got, len(c.Pods("other")))
+		}
 	})
 }
