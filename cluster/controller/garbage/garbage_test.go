@@ -1,6 +1,7 @@
 package garbage_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"slipway.dev/slipway/cluster/controller/controllertest"
 	"slipway.dev/slipway/cluster/controller/garbage"
@@ -180,6 +182,53 @@ func TestNamespacesAreEmptiedAndGo(t *testing.T) {
 		}
 		if got := living(c); got != "" {
 			t.Errorf("left behind: %s", got)
+		}
+	})
+}
+
+// lateEvents writes another Event whenever one is deleted, as a recorder does whose write was on its way.
+type lateEvents struct {
+	store.Writer
+	left *int
+}
+
+func (w lateEvents) As(string) store.Writer { return w }
+
+func (w lateEvents) Delete(ctx context.Context, gr schema.GroupResource, ns, name string, opts metav1.DeleteOptions) error {
+	err := w.Writer.Delete(ctx, gr, ns, name, opts)
+	if gr == kinds.Events && *w.left > 0 {
+		*w.left--
+		_, err = w.Create(ctx, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: fmt.Sprint("late-", *w.left)}})
+	}
+	return err
+}
+
+func TestLateEventsHoldNoNamespaceUp(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		left, deps := 2, c.Deps
+		deps.Writer = lateEvents{c.Writer, &left}
+		c.Start(namespace.New(deps, kinds.All()))
+		ns := controllertest.Create(c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+		controllertest.Create(c, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "first"}})
+		c.Delete(ns, "")
+		c.Sleep(5 * time.Second)
+		if c.Exists(ns) {
+			t.Errorf("the namespace is still there: %+v", controllertest.Get(c, ns).Status)
+		}
+	})
+}
+
+// TestOtherNamespacesHoldNobodyUp: an owner of another namespace is nobody's, and does not wait for whoever names it.
+func TestOtherNamespacesHoldNobodyUp(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.Start(garbage.New(c.Deps, kinds.All()))
+		d := controllertest.Create(c, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
+		controllertest.Create(c, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "other", Name: "false", Finalizers: []string{"example.com/hold"},
+			OwnerReferences: []metav1.OwnerReference{owner(d, "Deployment", "apps/v1", true)}}})
+		c.Delete(d, metav1.DeletePropagationForeground)
+		c.Settle()
+		if c.Exists(d) {
+			t.Errorf("the deployment waits for %v", controllertest.Get(c, d).Finalizers)
 		}
 	})
 }

@@ -23,7 +23,11 @@ import (
 	"slipway.dev/slipway/cluster/store/kinds"
 )
 
-const name = "namespace-controller"
+const (
+	name = "namespace-controller"
+	// again is when the Events of a namespace are looked at again. They are not followed: there are too many of them.
+	again = time.Second
+)
 
 // Controller reconciles namespaces that are being deleted.
 type Controller struct {
@@ -71,7 +75,10 @@ func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error
 	if err := c.report(ctx, ns, left, deleteErr); err != nil || deleteErr != nil {
 		return 0, firstOf(deleteErr, err)
 	}
-	if len(left) > 0 {
+	switch {
+	case len(left) == 1 && left[0].gr == kinds.Events:
+		return again, nil // of these nobody tells: one was on its way when the others were deleted
+	case len(left) > 0:
 		return 0, nil // the last of it going away is an event
 	}
 	return 0, c.finalize(ctx, key)
