@@ -192,8 +192,10 @@ var managed = []struct {
 	{corev1.NodeNetworkUnavailable, corev1.ConditionTrue, corev1.TaintNodeNetworkUnavailable, false},
 }
 
-// taints are a node's taints as its conditions ask for; those of others stay.
+// taints are a node's taints as its conditions ask for; those of others stay. One that makes pods leave gets the time at
+// which it was seen first, unless it has one: it is what their patience counts from.
 func taints(n *corev1.Node, now time.Time) []corev1.Taint {
+	at := metav1.NewTime(now).Rfc3339Copy()
 	var want []corev1.Taint
 	ours := map[string]bool{corev1.TaintNodeUnschedulable: true}
 	for _, m := range managed {
@@ -211,6 +213,9 @@ func taints(n *corev1.Node, now time.Time) []corev1.Taint {
 	}
 	var out []corev1.Taint
 	for _, t := range n.Spec.Taints {
+		if t.Effect == corev1.TaintEffectNoExecute && t.TimeAdded == nil {
+			t.TimeAdded = &at
+		}
 		i := slices.IndexFunc(want, func(w corev1.Taint) bool { return w.Key == t.Key && w.Effect == t.Effect })
 		switch {
 		case i >= 0:
@@ -220,7 +225,6 @@ func taints(n *corev1.Node, now time.Time) []corev1.Taint {
 			out = append(out, t)
 		}
 	}
-	at := metav1.NewTime(now).Rfc3339Copy()
 	for _, t := range want {
 		t.TimeAdded = &at
 		out = append(out, t)

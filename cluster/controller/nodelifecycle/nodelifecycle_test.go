@@ -116,3 +116,28 @@ func TestCordonsAndPressureTaint(t *testing.T) {
 		}
 	})
 }
+
+// TestTaintsOfPeopleHaveNoTime: kubectl taint gives none, and pods that tolerate the taint for a while leave all the same.
+func TestTaintsOfPeopleHaveNoTime(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.Start(nodelifecycle.New(c.Deps))
+		n := controllertest.Create(c, controllertest.Node("a", "1", "1Gi", 10))
+		seconds := int64(30)
+		controllertest.Create(c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "patient"}, Spec: corev1.PodSpec{
+			NodeName: "a", Tolerations: []corev1.Toleration{{Key: "repair", Operator: corev1.TolerationOpExists, TolerationSeconds: &seconds}}}})
+		controllertest.Edit(c, n, func(n *corev1.Node) {
+			n.Spec.Taints = []corev1.Taint{{Key: "repair", Effect: corev1.TaintEffectNoExecute}}
+		})
+		c.Sleep(20 * time.Second)
+		if got, want := names(c), "patient"; got != want {
+			t.Errorf("after 20 s: %s; want %s", got, want)
+		}
+		c.Sleep(11 * time.Second)
+		if got, want := names(c), "patient-"; got != want {
+			t.Errorf("after 31 s: %s; want %s", got, want)
+		}
+		if got, want := state(c), "Ready=True(KubeletReady) repair:NoExecute"; got != want {
+			t.Errorf("the node is %s; want %s", got, want)
+		}
+	})
+}
