@@ -2,9 +2,9 @@ package endpointslice
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -250,12 +250,14 @@ func (ch *changes) add(h home, g *group, mine []*discoveryv1.EndpointSlice) {
 	}
 }
 
-// identity is what makes two endpoints the same one, whatever state it is in.
+// identity is what makes two endpoints the same one, whatever state it is in. Who writes endpoints by hand may well
+// leave out a pod's UID.
 func identity(e *discoveryv1.Endpoint) string {
+	id := strings.Join(e.Addresses, " ")
 	if e.TargetRef != nil {
-		return string(e.TargetRef.UID)
+		id += " " + string(e.TargetRef.UID)
 	}
-	return fmt.Sprint(e.Addresses)
+	return id
 }
 
 // renew is the slice as it should be, or nil if it is so already.

@@ -62,6 +62,14 @@ func TestEndpointsWrittenByHandReachTheBalancers(t *testing.T) {
 		controllertest.Edit(c, svc, func(svc *corev1.Service) { svc.Spec.Selector = map[string]string{"app": "web"} })
 		expect("when the service selects pods", "")
 		controllertest.Edit(c, svc, func(svc *corev1.Service) { svc.Spec.Selector = nil })
+		c.Settle()
+		ref := func(name string) *corev1.ObjectReference { return &corev1.ObjectReference{Kind: "Pod", Name: name} }
+		ep = controllertest.Edit(c, ep, func(ep *corev1.Endpoints) {
+			ep.Subsets[0].Addresses = []corev1.EndpointAddress{{IP: "10.9.0.1", TargetRef: ref("a")}, {IP: "10.9.0.2", TargetRef: ref("b")}}
+		})
+		expect("with pods named without their UIDs", "10.9.0.1:8080 10.9.0.2:8080")
+		ep = controllertest.Edit(c, ep, func(ep *corev1.Endpoints) { ep.Annotations = map[string]string{"look": "again"} })
+		expect("the same, looked at again", "10.9.0.1:8080 10.9.0.2:8080")
 		c.Delete(ep, "")
 		expect("without endpoints", "")
 	})
