@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -69,5 +70,33 @@ func TestTheStatusFollowsThePods(t *testing.T) {
 		c.Delete(second, "")
 		c.Settle()
 		expect("with one pod", "1 of 1 healthy, 1 needed, 0 may go, 0 claimed, DisruptionAllowed=False")
+	})
+}
+
+// TestAMissingPodIsUnavailable: between an eviction and the pod that replaces the evicted one, nothing is left to be allowed.
+func TestAMissingPodIsUnavailable(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.Start(disruption.New(c.Deps))
+		three, one := int32(3), intstr.FromInt32(1)
+		set := controllertest.Create(c, &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: appsv1.StatefulSetSpec{Replicas: &three}})
+		controllertest.Create(c, &policyv1.PodDisruptionBudget{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+			Spec:       policyv1.PodDisruptionBudgetSpec{MaxUnavailable: &one, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}},
+		})
+		var last *corev1.Pod
+		for _, name := range []string{"web-0", "web-1", "web-2"} {
+			p := readyPod(name)
+			p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))}
+			last = controllertest.Create(c, p)
+		}
+		c.Settle()
+		if got, want := seen(c), "3 of 3 healthy, 2 needed, 1 may go, 0 claimed, DisruptionAllowed=True"; got != want {
+			t.Errorf("with all three: %s; want %s", got, want)
+		}
+		c.Delete(last, "")
+		c.Settle()
+		if got, want := seen(c), "2 of 3 healthy, 2 needed, 0 may go, 0 claimed, DisruptionAllowed=False"; got != want {
+			t.Errorf("with one gone: %s; want %s", got, want)
+		}
 	})
 }
