@@ -16,6 +16,7 @@ import (
 	"slipway.dev/slipway/cluster/store/kinds"
 	"slipway.dev/slipway/daemon/rundir"
 	"slipway.dev/slipway/engine/container"
+	"slipway.dev/slipway/engine/tree"
 )
 
 // Stop ends the daemon of a run directory and waits for it. Its containers go on.
@@ -142,7 +143,7 @@ func (d *daemon) removeAll(ctx context.Context) error {
 		if err := unmountAll(dir); err != nil {
 			return err // below a mount is what is not ours to delete
 		}
-		errs = append(errs, os.RemoveAll(dir))
+		errs = append(errs, tree.Remove(dir))
 	}
 	errs = append(errs, service.RemoveTable(d.instance), e.containers.Close(), e.networks.Teardown(ctx), e.warden.RemoveCgroup(ctx, "/slipway-"+d.instance))
 	errs = append(errs, d.forgetSockets(ctx))

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -212,6 +213,14 @@ func TestDirectoryRemovesOnlyWhatItMade(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(path, "link")); err != nil {
 		t.Fatal(err)
 	}
+	deep := path
+	for range 600 {
+		deep += "/d"
+	}
+	if err := os.MkdirAll(deep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fewDescriptors(t, 200) // a workload may nest directories deeper than there are descriptors
 	for _, bad := range []string{"..", "../pvc-1", "pvc-1/link", "disk", ""} {
 		if err := d.Remove(t.Context(), bad); err == nil {
 			t.Errorf("Remove(%q) succeeded; want an error", bad)
@@ -228,4 +237,27 @@ func TestDirectoryRemovesOnlyWhatItMade(t *testing.T) {
 	if _, err := os.Stat(kept); err != nil {
 		t.Errorf("a file outside of the root is gone: %v", err)
 	}
+}
+
+// fewDescriptors leaves the test that many more than are open.
+func fewDescriptors(t *testing.T, more int) {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	few := was
+	few.Cur = uint64(len(open) + more)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
 }
