@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -55,6 +56,7 @@ type program struct {
 type where struct {
 	name string
 	addr netip.Addr
+	own  []netip.Prefix // the cluster's own addresses: of pods and of services
 }
 
 // planService works out a service's program from its endpoint slices.
@@ -68,8 +70,9 @@ func planService(svc *corev1.Service, slices []*discoveryv1.EndpointSlice, node 
 	if err != nil {
 		return p, err
 	}
+	outside, err := externals(svc, node)
 	for i := range svc.Spec.Ports {
-		p.addPort(svc, &svc.Spec.Ports[i], vips, binds, slices, node)
+		p.addPort(svc, &svc.Spec.Ports[i], vips, outside, binds, slices, node)
 	}
 	if svc.Annotations[AllPorts] == "true" && len(vips) > 0 {
 		name := "svc/" + svc.Namespace + "/" + svc.Name + "/all"
@@ -84,7 +87,23 @@ func planService(svc *corev1.Service, slices []*discoveryv1.EndpointSlice, node 
 			p.ingress = binds
 		}
 	}
-	return p, nil
+	return p, err
+}
+
+// externals lists the addresses outside of the cluster under which a service is called. One of the cluster's own would take
+// from another service, or pod, what is sent there.
+func externals(svc *corev1.Service, node where) (all []netip.Addr, err error) {
+	for _, s := range svc.Spec.ExternalIPs {
+		a, parseErr := netip.ParseAddr(s)
+		switch {
+		case parseErr != nil || !a.Is4():
+		case slices.ContainsFunc(node.own, func(p netip.Prefix) bool { return p.Contains(a) }):
+			err = errors.Join(err, fmt.Errorf("spec.externalIPs of service %s/%s: %s is one of the cluster's own addresses", svc.Namespace, svc.Name, a))
+		default:
+			all = append(all, a)
+		}
+	}
+	return all, err
 }
 
 // virtual lists the cluster addresses of a service.
@@ -122,7 +141,7 @@ func hostAddresses(svc *corev1.Service) ([]netip.Addr, error) {
 
 func localOnly[P ~string](policy *P) bool { return policy != nil && *policy == "Local" }
 
-func (p *program) addPort(svc *corev1.Service, sp *corev1.ServicePort, vips, binds []netip.Addr, all []*discoveryv1.EndpointSlice, node where) {
+func (p *program) addPort(svc *corev1.Service, sp *corev1.ServicePort, vips, outside, binds []netip.Addr, all []*discoveryv1.EndpointSlice, node where) {
 	proto := cmp.Or(sp.Protocol, corev1.ProtocolTCP)
 	if proto != corev1.ProtocolTCP && proto != corev1.ProtocolUDP {
 		return // the kernels we run on may lack SCTP, and nobody has asked
@@ -143,10 +162,8 @@ func (p *program) addPort(svc *corev1.Service, sp *corev1.ServicePort, vips, bin
 		p.backends[chain], p.fronts[f] = b, chain
 		used = true
 	}
-	for _, s := range svc.Spec.ExternalIPs {
-		if a, err := netip.ParseAddr(s); err == nil && a.Is4() {
-			use(front{a, proto, uint16(sp.Port)}, outer, outerName)
-		}
+	for _, a := range outside {
+		use(front{a, proto, uint16(sp.Port)}, outer, outerName)
 	}
 	if sp.NodePort != 0 {
 		use(front{netip.Addr{}, proto, uint16(sp.NodePort)}, outer, outerName)

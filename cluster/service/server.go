@@ -288,7 +288,7 @@ func (s *Server) planned(ctx context.Context, key string) (program, outcome) {
 	}
 	s.names.set(key, svc)
 	slices := store.Indexed[*discoveryv1.EndpointSlice](s.opts.Reader, kinds.EndpointSlices, kinds.ByService, key)
-	p, err := planService(svc, slices, where{s.opts.NodeName, s.opts.NodeAddr})
+	p, err := planService(svc, slices, where{s.opts.NodeName, s.opts.NodeAddr, []netip.Prefix{s.opts.ServiceRange, s.opts.PodRange}})
 	portErr := s.take(ctx, serviceOwner+key, &p)
 	return p, outcome{svc, p.ingress, errors.Join(err, portErr)}
 }

@@ -423,7 +423,7 @@ func TestPlanService(t *testing.T) {
 	far := "n2"
 	slice := endpointSlice(lb, 8000, pod{addr: netip.MustParseAddr("10.1.0.1")}, pod{addr: netip.MustParseAddr("10.1.0.2")})
 	slice.Endpoints[1].NodeName = &far
-	p, err := planService(lb, []*discoveryv1.EndpointSlice{slice}, where{"n1", netip.MustParseAddr("10.0.0.1")})
+	p, err := planService(lb, []*discoveryv1.EndpointSlice{slice}, where{name: "n1", addr: netip.MustParseAddr("10.0.0.1")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -453,6 +453,16 @@ func TestPlanService(t *testing.T) {
 	bad.Annotations = map[string]string{HostIP: "127.0.0.1,localhost"}
 	if _, err := planService(bad, nil, where{}); err == nil || !strings.Contains(err.Error(), `annotation slipway.dev/host-ip of service shop/web: "localhost" is not an IPv4 address`) {
 		t.Errorf("host name as host address: %v", err)
+	}
+	// Who may write services in one namespace must not be able to take the calls of those of another.
+	thief := service("web", "10.96.0.20", port("http", 80))
+	thief.Spec.ExternalIPs = []string{"10.96.0.99", "203.0.113.5"}
+	p, err = planService(thief, nil, where{own: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
+	if want := "spec.externalIPs of service shop/web: 10.96.0.99 is one of the cluster's own addresses"; err == nil || err.Error() != want {
+		t.Errorf("an address of another service: %v; want %s", err, want)
+	}
+	if len(p.fronts) != 2 {
+		t.Errorf("it has the fronts %v; want its own and 203.0.113.5", p.fronts)
 	}
 }
 
