@@ -172,8 +172,7 @@ func (a *addresses) DryRun() ipallocator.Interface {
 	return &addresses{objects: a.objects, prefix: a.prefix, dry: true}
 }
 
-// repair gives back what a crash left taken: addresses of no service, and takes what services
-// have. It runs before the first request.
+// repair gives back what a crash left taken: addresses of no service, and takes what services have.
 func (a *addresses) repair(ctx context.Context) error {
 	used := map[string]bool{}
 	for _, svc := range store.List[*corev1.Service](a.objects, kinds.Services, "") {

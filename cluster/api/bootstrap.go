@@ -49,18 +49,21 @@ func (s *Server) bootstrap(ctx context.Context) {
 	}
 }
 
-func (s *Server) bootstrapOnce(ctx context.Context) error {
+// repair puts right what a crash has left of the giving out of addresses and ports. It has to come before the first request:
+// what is being given to a new service at that moment looks as if it were nobody's.
+func (s *Server) repair(ctx context.Context) error {
 	addrs := &addresses{objects: s.opts.Store, prefix: s.opts.ServiceRange}
-	if err := errors.Join(addrs.repair(ctx), newPorts(s.opts.Store, s.opts.NodePorts).repair()); err != nil {
-		return err
-	}
+	return errors.Join(addrs.repair(ctx), newPorts(s.opts.Store, s.opts.NodePorts).repair())
+}
+
+func (s *Server) bootstrapOnce(ctx context.Context) error {
 	objects := append(namespaceObjects(), policyObjects()...)
 	objects = append(objects, schedulingObjects()...)
 	objects = append(objects, s.serviceRangeObject())
 	if err := s.ensure(ctx, objects); err != nil {
 		return err
 	}
-	return s.ensureOwnService(ctx, addrs)
+	return s.ensureOwnService(ctx, &addresses{objects: s.opts.Store, prefix: s.opts.ServiceRange})
 }
 
 // writers is how many objects are written at once: a durable store commits them together.

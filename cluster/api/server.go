@@ -101,6 +101,10 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		stop(err)
 		return nil, fmt.Errorf("api server: %w", err)
 	}
+	if err := s.repair(ctx); err != nil {
+		stop(err)
+		return nil, fmt.Errorf("api server: %w", err)
+	}
 	s.background.Go(func() { s.bootstrap(run) })
 	return s, nil
 }
