@@ -76,11 +76,11 @@ func hearCollections(ctx context.Context, heard chan<- struct{}) {
 		if ctx.Err() != nil {
 			return
 		}
+		hearCollections(ctx, heard) // before telling: who is told may make the next collection at once
 		select {
 		case heard <- struct{}{}:
 		default:
 		}
-		hearCollections(ctx, heard)
 	}, struct{}{})
 }
 
