@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -379,5 +380,19 @@ func TestServeAfterCloseIsNoError(t *testing.T) {
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		c.Close()
 		t.Error("the listener is still open after Serve after Close")
+	}
+}
+
+// A connection that is accepted when shutdown has looked for unused ones already would hold it up for five seconds.
+func TestLateConnectionsAreClosed(t *testing.T) {
+	var set serverSet
+	if err := set.shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	near, far := net.Pipe()
+	defer far.Close()
+	set.note(near, http.StateNew)
+	if _, err := near.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("writing to a connection that came late: %v; want it closed", err)
 	}
 }

@@ -278,6 +278,10 @@ func (t *serverSet) note(c net.Conn, state http.ConnState) {
 		delete(t.unused, c)
 		return
 	}
+	if t.closed { // it was accepted while shutdown began
+		c.Close()
+		return
+	}
 	if t.unused == nil {
 		t.unused = map[net.Conn]struct{}{}
 	}
