@@ -315,6 +315,9 @@ func (f *fakeAPI) status(path string, status map[string]any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	have := f.objects[path]
+	if have == nil {
+		return // the test is over
+	}
 	raw, err := json.Marshal(map[string]any{"status": status})
 	if err != nil {
 		f.t.Error(err)
