@@ -66,7 +66,7 @@ func startOn(t testing.TB, dir string, backend store.Backend, change ...func(*Op
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	stop := sync.OnceFunc(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := srv.Close(ctx); err != nil {
 			t.Errorf("close: %v", err)

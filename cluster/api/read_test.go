@@ -195,7 +195,7 @@ func collectWatch(t *testing.T, w watch.Interface, n int) []string {
 				word = "INITIAL END"
 			}
 			got = append(got, word)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("only %v came; want %d events", got, n)
 		}
 	}
@@ -308,7 +308,7 @@ func TestWatchTooOld(t *testing.T) {
 func TestInformers(t *testing.T) {
 	i := start(t)
 	for name, cs := range i.clients(t) {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		f := informers.NewSharedInformerFactory(cs, 0)
 		inf := f.Core().V1().ConfigMaps().Informer()
 		seen := make(chan string, 16)
@@ -387,7 +387,7 @@ func TestEventsInBothGroups(t *testing.T) {
 	if err != nil || len(list.Items) != 1 {
 		t.Errorf("events.k8s.io lists %v, %v", list, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	lw := cache.NewListWatchFromClient(cs.EventsV1().RESTClient(), "events", "default", fields.Everything())
 	_, err = watchtools.Until(ctx, "1", lw, func(e watch.Event) (bool, error) { return e.Type == watch.Added, nil })
@@ -549,7 +549,7 @@ func TestEveryKindReads(t *testing.T) {
 // watchOnce reads a watch until the initial events have ended.
 func (i *instance) watchOnce(t *testing.T, path string) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, "GET", i.url+path, nil)
 	if err != nil {

@@ -79,7 +79,7 @@ func start(t *testing.T) *cluster {
 				t.Errorf("something ended with %v", err)
 			}
 		}
-		shut, done := context.WithTimeout(context.Background(), 10*time.Second)
+		shut, done := context.WithTimeout(context.Background(), time.Minute)
 		defer done()
 		if err := srv.Close(shut); err != nil {
 			t.Errorf("close the API server: %v", err)
