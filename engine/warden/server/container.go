@@ -77,6 +77,7 @@ func start(conn *conn, m *warden.Message) (any, []int, error) {
 	}
 	s := conn.srv
 	s.hasten()
+	s.rest.Reset(restAfter)
 	c := s.newContainer(spec.ID)
 	if err := s.reserve(c); err != nil {
 		return nil, nil, err

@@ -26,13 +26,19 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/warden"
 )
+
+// restAfter is how long nothing must have been started when the memory that starts took is given back. The runtime by
+// itself keeps it: a warden at rest hardly allocates, so that its next collection is minutes away.
+const restAfter = 15 * time.Second
 
 // Options configure a Server.
 type Options struct {
@@ -56,6 +62,7 @@ type Server struct {
 
 	ownProcs  string      // the process list of the warden's own cgroup; empty: it has none of its own
 	hastening atomic.Bool // see hasten
+	rest      *time.Timer // gives memory back; every start of a container puts it off
 
 	recoverOnce sync.Once
 	recovered   chan struct{} // closed when requests may be served
@@ -90,7 +97,7 @@ func New(opts Options) (*Server, error) {
 	}
 	return &Server{
 		opts: opts, log: opts.Log, instance: hex.EncodeToString(id), oom: watcher,
-		ownProcs: procsFile(opts.Cgroup), recovered: make(chan struct{}), stop: make(chan struct{}),
+		ownProcs: procsFile(opts.Cgroup), rest: time.AfterFunc(restAfter, debug.FreeOSMemory), recovered: make(chan struct{}), stop: make(chan struct{}),
 		containers: map[string]*container{}, sandboxes: map[string]*sandbox{}, files: map[string]int{},
 		conns: map[*conn]struct{}{}, adopted: map[warden.Key]*inheritance{},
 	}, nil
@@ -174,6 +181,7 @@ func (s *Server) accept() error {
 // end makes Run return.
 func (s *Server) end() {
 	s.stopOnce.Do(func() { close(s.stop) })
+	s.rest.Stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
