@@ -177,16 +177,22 @@ func streamOptions(r *http.Request) (*remotecommand.Options, error) {
 	return o, nil
 }
 
+// findRunning is the container that exec or attach name. One that has ended will not start again: its successor is another.
+func (a *Agent) findRunning(r *http.Request) (*container.Info, error) {
+	info, err := a.find(r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container"), false)
+	if err == nil && !info.State.Running {
+		err = fmt.Errorf("container %q is not running", r.PathValue("container"))
+	}
+	return info, err
+}
+
 func (a *Agent) serveExec(w http.ResponseWriter, r *http.Request) {
 	opts, err := streamOptions(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	info, err := a.find(r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container"), false)
-	if err == nil && !info.State.Running {
-		err = fmt.Errorf("container %q is not running", r.PathValue("container"))
-	}
+	info, err := a.findRunning(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -200,7 +206,7 @@ func (a *Agent) serveAttach(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	info, err := a.find(r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container"), false)
+	info, err := a.findRunning(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -270,7 +276,7 @@ func (s streams) AttachContainer(ctx context.Context, _, _, id string, in io.Rea
 		}
 	}()
 	return s.a.Containers.Attach(ctx, id, container.AttachOptions{
-		Stdin: in, Stdout: writer(out), Stderr: writer(errOut), Stream: true, DetachKeys: []byte{}})
+		Stdin: in, Stdout: writer(out), Stderr: writer(errOut), Stream: true, Running: true, DetachKeys: []byte{}})
 }
 
 // writer keeps an absent stream an untyped nil.

@@ -3,10 +3,12 @@ package container
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/term"
 )
 
@@ -25,8 +27,8 @@ type joined struct {
 }
 
 // Attach connects to a container's standard streams until the container exits, the user
-// detaches or ctx ends. A container that does not run yet is waited for, and nothing that
-// it writes is lost. A Read of o.Stdin may go on after Attach returned, until the caller
+// detaches or ctx ends. A container that does not run yet is waited for, unless o.Running, and nothing
+// that it writes is lost. A Read of o.Stdin may go on after Attach returned, until the caller
 // closes what is behind it.
 func (m *Manager) Attach(ctx context.Context, ref string, o AttachOptions) error {
 	c, err := m.find(ref)
@@ -42,7 +44,7 @@ func (m *Manager) Attach(ctx context.Context, ref string, o AttachOptions) error
 	if !o.Stream {
 		return nil
 	}
-	stream, err := m.join(ctx, c, o.Attached)
+	stream, err := m.join(ctx, c, o)
 	if err != nil || stream == nil {
 		return err
 	}
@@ -83,11 +85,11 @@ func (m *Manager) replay(ctx context.Context, c *instance, o AttachOptions) erro
 }
 
 // join returns the streams of a container: at once if it runs, else when it starts.
-func (m *Manager) join(ctx context.Context, c *instance, attached func()) (Stream, error) {
+func (m *Manager) join(ctx context.Context, c *instance, o AttachOptions) (Stream, error) {
 	c.mu.Lock()
 	running := c.s.State.Running && !c.s.State.Restarting
 	j := &joiner{ch: make(chan joined, 1)}
-	if !running && !c.gone {
+	if !running && !c.gone && !o.Running {
 		c.pending = append(c.pending, j)
 	}
 	gone := c.gone
@@ -97,13 +99,16 @@ func (m *Manager) join(ctx context.Context, c *instance, attached func()) (Strea
 	}
 	if running {
 		stream, err := m.Warden.Attach(ctx, c.id, "")
-		if err == nil && attached != nil {
-			attached()
+		if err == nil && o.Attached != nil {
+			o.Attached()
 		}
 		return stream, err
 	}
-	if attached != nil {
-		attached()
+	if o.Running {
+		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("container %s is not running", c.id))
+	}
+	if o.Attached != nil {
+		o.Attached()
 	}
 	select {
 	case got := <-j.ch:

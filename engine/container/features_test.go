@@ -258,6 +258,16 @@ func TestAttachBeforeStartLosesNothing(t *testing.T) {
 	}
 }
 
+func TestAttachToRunningRefusesWhatHasEnded(t *testing.T) {
+	m := newMachine(t)
+	i := m.run(Spec{Cmd: []string{"true"}})
+	m.await(i.ID, WaitNotRunning)
+	err := m.Attach(t.Context(), i.ID, AttachOptions{Stdout: io.Discard, Stream: true, Running: true})
+	if want := "container " + i.ID + " is not running"; err == nil || err.Error() != want || !errdefs.IsConflict(err) {
+		t.Errorf("attach to a container that has ended = %v; want the conflict %q", err, want)
+	}
+}
+
 func TestHealthChecks(t *testing.T) {
 	m := newMachine(t)
 	sub := m.bus.Subscribe(time.Unix(0, 0))

@@ -13,6 +13,7 @@ type AttachOptions struct {
 	Stdout, Stderr io.Writer // with a tty everything goes to Stdout
 	Logs           bool      // first what was logged before
 	Stream         bool      // then what comes from now on, until the container exits
+	Running        bool      // a container that does not run is an error, instead of being waited for
 	DetachKeys     []byte    // nil: ctrl-p ctrl-q; empty: none
 	// Attached, when not nil, is called once before the first byte is read or written,
 	// when nothing that the container writes later can be missed any more.

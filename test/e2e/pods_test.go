@@ -541,6 +541,12 @@ spec:
 		return len(s) > 0 && s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "CrashLoopBackOff" && s[0].RestartCount > 0
 	})
 	says(t, d.Kubectl(t, "get", "pods", "-n", ns), "CrashLoopBackOff")
+	// A program that has ended before the client attaches: nothing is left to wait for.
+	for range 3 {
+		if r := d.Try(t, "", "kubectl", "run", "quick", "-n", ns, "--rm", "-i", "--image=base:1", "--restart=Never", "--", "sh", "-c", "exit 4"); r.Code != 4 {
+			t.Errorf("a pod whose program ends at once: %v; want its exit code, 4", r)
+		}
+	}
 }
 
 // debug adds a container to a pod that runs, which sees the processes of another.
