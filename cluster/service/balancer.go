@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
@@ -112,9 +113,9 @@ func (b *balancer) placeHold(h hold) (*nftables.Set, []byte) {
 	return b.closedAt, key
 }
 
-// set replaces the program of a service; the zero program removes it. It returns the
-// UDP targets that the service no longer has.
-func (b *balancer) set(key string, want program) []netip.AddrPort {
+// set replaces the program of a service; the zero program removes it. It returns which UDP
+// flows the kernel has to forget afterwards.
+func (b *balancer) set(key string, want program) []netlink.CustomConntrackFilter {
 	old := b.programs[key]
 	for f := range old.fronts {
 		if _, stays := want.fronts[f]; !stays {
@@ -151,7 +152,7 @@ func (b *balancer) set(key string, want program) []netip.AddrPort {
 	if len(want.fronts) == 0 && len(want.backends) == 0 {
 		delete(b.programs, key)
 	}
-	return lostUDP(old, want)
+	return staleUDP(old, want)
 }
 
 // write makes a chain choose among the targets of a backend.
@@ -231,19 +232,44 @@ func (b *balancer) drop(chain string, be backend) {
 	b.forgetClients(chain, be.affinity)
 }
 
-// lostUDP lists targets of UDP ports that are in old and not in now. The kernel goes on
-// translating a UDP flow to a pod that is gone for as long as the client keeps sending.
-func lostUDP(old, now program) []netip.AddrPort {
-	var lost []netip.AddrPort
+// staleUDP lists what makes UDP flows stale: targets that are in old and not in now, and fronts that led nowhere.
+func staleUDP(old, now program) []netlink.CustomConntrackFilter {
+	var stale []netlink.CustomConntrackFilter
+	seen := map[netip.AddrPort]bool{}
 	for name, be := range old.backends {
-		if !strings.Contains(name, "/udp/") {
+		if !carriesUDP(name, be) {
 			continue
 		}
 		for _, t := range be.targets {
-			if !slices.Contains(now.backends[name].targets, t) && !slices.Contains(lost, t) {
-				lost = append(lost, t)
+			if !slices.Contains(now.backends[name].targets, t) && !seen[t] {
+				seen[t] = true
+				stale = append(stale, lost(t))
 			}
 		}
 	}
-	return lost
+	for f, chain := range now.fronts {
+		if f.proto == corev1.ProtocolUDP && len(old.backends[old.fronts[f]].targets) == 0 && len(now.backends[chain].targets) > 0 {
+			stale = append(stale, opened(f))
+		}
+	}
+	return stale
+}
+
+func carriesUDP(chain string, be backend) bool {
+	return be.keepPort || strings.Contains(chain, "/udp/")
+}
+
+// astray tells the flows of before this process from those to targets that are still there.
+func (b *balancer) astray(pods netip.Prefix) astray {
+	a := astray{pods: pods, targets: map[netip.AddrPort]bool{}}
+	for _, p := range b.programs {
+		for name, be := range p.backends {
+			if carriesUDP(name, be) {
+				for _, t := range be.targets {
+					a.targets[t] = true
+				}
+			}
+		}
+	}
+	return a
 }

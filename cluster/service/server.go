@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -66,7 +67,8 @@ type Server struct {
 	model    *nft.Model
 	balancer *balancer
 	policies *policies
-	admitted map[string]admission // by namespace/name, until the pod's status has the address
+	admitted map[string]admission            // by namespace/name, until the pod's status has the address
+	stale    []netlink.CustomConntrackFilter // flows to be forgotten when the table is written
 
 	ports portKeeper // of the loop alone
 	names nameIndex
@@ -120,6 +122,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.sync(ctx); err != nil {
 		return errors.Join(fmt.Errorf("program services: %w", err), s.closeDNS())
 	}
+	s.flows.forget(s.balancer.astray(s.opts.PodRange))
 	close(s.ready)
 	stopDNS := s.serveDNS()
 	defer stopDNS()
@@ -345,13 +348,13 @@ func (s *Server) program(todo map[string]map[string]bool, programs map[string]pr
 	for key := range todo[kindPolicy] {
 		s.setPolicy(key)
 	}
-	var lost []netip.AddrPort
 	for key, p := range programs {
-		lost = append(lost, s.balancer.set(key, p)...)
+		s.stale = append(s.stale, s.balancer.set(key, p)...)
 	}
 	err := s.model.Commit()
 	if err == nil {
-		s.flows.forget(lost)
+		s.flows.forget(s.stale...)
+		s.stale = nil
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -382,35 +383,83 @@ func TestClientAffinity(t *testing.T) {
 	}
 }
 
-// A UDP client that keeps sending from one port gets to another pod when its own is gone.
+// A UDP client that keeps sending from one port gets to another pod when its own is gone, and to the first one that comes.
 func TestUDPFlowsMoveOn(t *testing.T) {
 	networktest.NeedRoot(t)
 	c := newCluster(t)
 	a, b, client := c.pod("shop", "a", nil), c.pod("shop", "b", nil), c.pod("shop", "client", nil)
-	greet(t, a.ns, "0.0.0.0:53", "a")
-	greet(t, b.ns, "0.0.0.0:53", "b")
+	for _, p := range []pod{a, b} {
+		greet(t, p.ns, "0.0.0.0:53", p.name)
+		greet(t, p.ns, "0.0.0.0:5353", p.name)
+	}
+	inside := []flow{
+		newFlow(t, "a pod", client.ns, c.vip(20)+":53"),
+		newFlow(t, "a pod that uses a port that is not declared", client.ns, c.vip(20)+":5353"),
+	}
+	public := []flow{
+		newFlow(t, "a neighbour", c.Outside, networktest.HostAddr+":30053"),
+		newFlow(t, "this machine", nil, "127.0.0.1:30053"),
+	}
+	for _, f := range public {
+		f.ask() // before there is a service: the kernel tracks a flow without translation
+	}
 	svc := service("names", c.vip(20), udpPort("dns", 53))
+	svc.Spec.Type, svc.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30053
+	svc.Annotations = map[string]string{AllPorts: "true"}
 	c.create(svc)
 	c.create(endpointSlice(svc, 53, a))
-	var conn net.Conn
-	networktest.In(t, client.ns, func() {
-		var err error
-		conn, err = net.Dial("udp4", c.vip(20)+":53")
-		check(t, err)
-	})
-	defer conn.Close()
-	says := func(who string) func() bool {
-		return func() bool {
-			buf := make([]byte, 100)
-			_, _ = conn.Write([]byte("hi"))
-			_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-			n, _ := conn.Read(buf)
-			return string(buf[:n]) == who+" "+client.ip()
+	all := slices.Concat(inside, public)
+	answers := func(when string, by pod) {
+		t.Helper()
+		for _, f := range all {
+			eventually(t, fmt.Sprintf("an answer of %s to %s %s", by.name, f.who, when), func() bool { return f.ask() == by.name })
 		}
 	}
-	eventually(t, "an answer of a", says("a"))
+	answers("after the service was made", a)
 	c.replace(endpointSlice(svc, 53, b))
-	eventually(t, "an answer of b on the same flow", says("b"))
+	answers("after the first pod went", b)
+	c.replace(endpointSlice(svc, 53))
+	for _, f := range all {
+		eventually(t, "no answer to "+f.who+" without pods", func() bool { return f.ask() == "" })
+	}
+	c.replace(endpointSlice(svc, 53, a))
+	answers("after a pod came back", a)
+	c.stop()
+	c.replace(endpointSlice(svc, 53, b))
+	c.start()
+	answers("after the pods changed while no daemon ran", b)
+}
+
+// flow is a UDP client that goes on sending from one port.
+type flow struct {
+	who  string
+	conn net.Conn
+}
+
+func newFlow(t *testing.T, who string, from *os.File, to string) flow {
+	f := flow{who: who}
+	dial := func() {
+		var err error
+		f.conn, err = net.Dial("udp4", to)
+		check(t, err)
+	}
+	if from == nil {
+		dial()
+	} else {
+		networktest.In(t, from, dial)
+	}
+	t.Cleanup(func() { f.conn.Close() })
+	return f
+}
+
+// ask says who answers; nobody may.
+func (f flow) ask() string {
+	buf := make([]byte, 100)
+	_, _ = f.conn.Write([]byte("hi"))
+	_ = f.conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	n, _ := f.conn.Read(buf)
+	who, _, _ := strings.Cut(string(buf[:n]), " ")
+	return who
 }
 
 func TestPlanService(t *testing.T) {
