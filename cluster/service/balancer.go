@@ -181,7 +181,8 @@ func (b *balancer) write(chain string, be backend) {
 	case be.affinity > 0:
 		memory, alive := b.memory(chain, be.affinity)
 		b.model.Fill(alive, live)
-		rules = []nft.Rule{nft.Sticky(memory, alive), nft.StickTo(memory, to, random)}
+		// The last is for whom a full memory has no room: a rule ends where it cannot remember.
+		rules = []nft.Rule{nft.Sticky(memory, alive), nft.StickTo(memory, to, random), nft.DNATBy(to, random)}
 	default:
 		rules = []nft.Rule{nft.DNATBy(to, random)}
 	}

@@ -383,6 +383,42 @@ func TestClientAffinity(t *testing.T) {
 	}
 }
 
+// A service whose memory of its clients is full serves new ones all the same.
+func TestClientAffinityWithoutRoom(t *testing.T) {
+	networktest.NeedRoot(t)
+	c := newCluster(t)
+	a, client := c.pod("shop", "a", nil), c.pod("shop", "client", nil)
+	greet(t, a.ns, "0.0.0.0:80", "a sees")
+	svc := service("web", c.vip(20), port("http", 80))
+	svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	c.create(svc)
+	c.create(endpointSlice(svc, 80, a))
+	c.settledServices(t, "shop/web")
+	var clients strings.Builder
+	for i := range maxAffinityClients {
+		fmt.Fprintf(&clients, "add element ip slipway-ab12cd-svc clients/10800/svc/shop/web/tcp/80 { 198.18.%d.%d : %s . 80 }\n", i/256, i%256, a.ip())
+	}
+	script := t.TempDir() + "/full"
+	check(t, os.WriteFile(script, []byte(clients.String()), 0o600))
+	networktest.Sh(t, "nft -f "+script)
+	if got := call(t, client.ns, "tcp", c.vip(20)+":80"); got != "a sees "+client.ip() {
+		t.Errorf("one client more than there is room for: %q", got)
+	}
+}
+
+// settledServices waits until a service's program, with a target, is in the kernel.
+func (c *cluster) settledServices(t testing.TB, key string) {
+	t.Helper()
+	eventually(t, "service "+key+" programmed", func() bool {
+		c.server.mu.Lock()
+		defer c.server.mu.Unlock()
+		for _, be := range c.server.balancer.programs[serviceOwner+key].backends {
+			return len(be.targets) > 0
+		}
+		return false
+	})
+}
+
 // A UDP client that keeps sending from one port gets to another pod when its own is gone, and to the first one that comes.
 func TestUDPFlowsMoveOn(t *testing.T) {
 	networktest.NeedRoot(t)
