@@ -171,8 +171,11 @@ func (p *program) addPort(svc *corev1.Service, sp *corev1.ServicePort, vips, out
 	}
 	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
 		balanced, chain := outer, outerName
-		if balanced.sources = prefixes(svc.Spec.LoadBalancerSourceRanges); len(balanced.sources) > 0 {
+		if ranges := svc.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
 			chain = name + "/restricted"
+			if balanced.sources = prefixes(ranges); len(balanced.sources) == 0 {
+				balanced.targets = nil // all ranges are of IPv6, and nobody comes by that
+			}
 		}
 		for _, a := range binds {
 			use(front{a, proto, uint16(sp.Port)}, balanced, chain)

@@ -534,6 +534,11 @@ func TestPlanService(t *testing.T) {
 			t.Errorf("nothing at %s in %v", f, p.fronts)
 		}
 	}
+	lb.Spec.LoadBalancerSourceRanges = []string{"2001:db8::/32"}
+	p, err = planService(lb, []*discoveryv1.EndpointSlice{slice}, where{"n1", netip.MustParseAddr("10.0.0.1")})
+	if b := p.backends[p.fronts[front{proto: corev1.ProtocolTCP, port: 80}]]; err != nil || len(b.targets) > 0 {
+		t.Errorf("a load balancer for IPv6 clients alone leads IPv4 ones to %v, %v", b.targets, err)
+	}
 	bad := service("web", "10.96.0.20", port("http", 80))
 	bad.Annotations = map[string]string{HostIP: "127.0.0.1,localhost"}
 	if _, err := planService(bad, nil, where{}); err == nil || !strings.Contains(err.Error(), `annotation slipway.dev/host-ip of service shop/web: "localhost" is not an IPv4 address`) {
