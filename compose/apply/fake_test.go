@@ -277,6 +277,9 @@ func (f *fakeAPI) put(path, collection string, next, before map[string]any) {
 	kind := "MODIFIED"
 	if before == nil {
 		kind = "ADDED"
+		if meta["uid"] == nil {
+			meta["uid"] = "uid-" + strconv.Itoa(f.version)
+		}
 	}
 	f.objects[path] = next
 	f.note(fakeEvent{f.version, kind, collection, next})

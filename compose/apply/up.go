@@ -2,8 +2,10 @@ package apply
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -77,7 +79,7 @@ func (c *Cluster) Up(ctx context.Context, plan *compose.Plan, o UpOptions) (Outc
 	if err := c.writeParent(ctx, plan.Namespace, parent{project: o.Project, files: o.Files, kept: kept}); err != nil {
 		return Outcome{}, err
 	}
-	if err := c.applyAll(ctx, plan.Shared, false, func(out Object) error { tally.count(out); return nil }); err != nil {
+	if err := c.applyAll(ctx, plan.Shared, false, func(out *unstructured.Unstructured) error { tally.count(out); return nil }); err != nil {
 		return tally.outcome(), err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -161,7 +163,7 @@ func keyOf(o Object) string {
 
 // tally compares what was applied with what was there.
 type tally struct {
-	before map[string]string // resourceVersions; immutable
+	before map[string]string // contents; immutable
 
 	mu  sync.Mutex
 	now Outcome // guarded by mu
@@ -171,7 +173,7 @@ func newTally(members map[string][]unstructured.Unstructured) *tally {
 	t := &tally{before: map[string]string{}}
 	for _, list := range members {
 		for i := range list {
-			t.before[keyOf(&list[i])] = list[i].GetResourceVersion()
+			t.before[keyOf(&list[i])] = content(&list[i])
 		}
 	}
 	return t
@@ -180,15 +182,32 @@ func newTally(members map[string][]unstructured.Unstructured) *tally {
 // had tells whether an object was the project's before.
 func (t *tally) had(o Object) bool { _, known := t.before[keyOf(o)]; return known }
 
+// content identifies an object as it is wanted. A resource version would not do: controllers write a status, or the number of
+// a version, whenever they like.
+func content(o *unstructured.Unstructured) string {
+	wanted := maps.Clone(o.Object)
+	for _, field := range []string{"apiVersion", "kind", "status"} {
+		delete(wanted, field)
+	}
+	annotations := o.GetAnnotations()
+	maps.DeleteFunc(annotations, func(key, _ string) bool {
+		domain, _, _ := strings.Cut(key, "/")
+		return slices.Contains([]string{"deployment.kubernetes.io", "pv.kubernetes.io", "volume.kubernetes.io"}, domain)
+	})
+	wanted["metadata"] = []string{string(o.GetUID()), fmt.Sprint(o.GetLabels()), fmt.Sprint(annotations)} // maps are printed in order
+	raw, _ := json.Marshal(wanted)                                                                        // it came as JSON
+	return string(raw)
+}
+
 // count notes an applied object and tells whether it is other than before.
-func (t *tally) count(applied Object) bool {
-	version, known := t.before[keyOf(applied)]
+func (t *tally) count(applied *unstructured.Unstructured) bool {
+	before, known := t.before[keyOf(applied)]
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case !known:
 		t.now.Created++
-	case version != applied.GetResourceVersion():
+	case before != content(applied):
 		t.now.Changed++
 	default:
 		return false
@@ -226,7 +245,7 @@ func (c *Cluster) check(ctx context.Context, plan *compose.Plan, t *tally) error
 		}
 		all = append(all, w.Object)
 	}
-	return c.applyAll(ctx, all, true, func(out Object) error {
+	return c.applyAll(ctx, all, true, func(out *unstructured.Unstructured) error {
 		if !t.had(out) && out.GetResourceVersion() != "" {
 			return foreign(out)
 		}
@@ -238,7 +257,7 @@ func (c *Cluster) check(ctx context.Context, plan *compose.Plan, t *tally) error
 const parallel = 8
 
 // applyAll applies objects that do not depend on one another.
-func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun bool, done func(Object) error) error {
+func (c *Cluster) applyAll(ctx context.Context, objects []compose.Object, dryRun bool, done func(*unstructured.Unstructured) error) error {
 	var mu sync.Mutex
 	var errs []error
 	var tasks sync.WaitGroup

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"slipway.dev/slipway/compose"
 )
@@ -279,6 +280,39 @@ func TestUpReplacesChangedJobs(t *testing.T) {
 	}
 	if !slices.Equal(f.deleted, []string{"Job/migrate"}) {
 		t.Errorf("deleted %v; want the old job", f.deleted)
+	}
+}
+
+// TestTally: what controllers write meanwhile is not what people have changed.
+func TestTally(t *testing.T) {
+	object := func(edit func(o map[string]any)) *unstructured.Unstructured {
+		o := map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicas": int64(1)},
+			"metadata": map[string]any{"name": "web", "uid": "u", "resourceVersion": "1", "labels": map[string]any{"a": "b"}}}
+		edit(o)
+		return &unstructured.Unstructured{Object: o}
+	}
+	before := object(func(map[string]any) {})
+	for _, tt := range []struct {
+		name    string
+		edit    func(o map[string]any)
+		changed bool
+	}{
+		{"nothing", func(map[string]any) {}, false},
+		{"its status", func(o map[string]any) {
+			o["status"] = map[string]any{"availableReplicas": int64(1)}
+			o["metadata"].(map[string]any)["resourceVersion"] = "2"
+		}, false},
+		{"the number of its version", func(o map[string]any) {
+			o["metadata"].(map[string]any)["annotations"] = map[string]any{annotationRevision: "1"}
+		}, false},
+		{"its spec", func(o map[string]any) { o["spec"].(map[string]any)["replicas"] = int64(2) }, true},
+		{"its labels", func(o map[string]any) { o["metadata"].(map[string]any)["labels"] = map[string]any{"a": "c"} }, true},
+		{"all of it, another has its name", func(o map[string]any) { o["metadata"].(map[string]any)["uid"] = "v" }, true},
+	} {
+		tally := newTally(map[string][]unstructured.Unstructured{"Deployment.apps": {*before}})
+		if got := tally.count(object(tt.edit)); got != tt.changed {
+			t.Errorf("with %s changed, it counts as changed: %v; want %v", tt.name, got, tt.changed)
+		}
 	}
 }
 
