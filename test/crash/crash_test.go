@@ -245,9 +245,13 @@ func TestTwoDaemonsSideBySide(t *testing.T) {
 		if got := d.Exec(t, ns, d.PodNames(t, ns, "app=steady")[0], "wget -qO- http://steady"); got != "steady" {
 			t.Errorf("the service of daemon %s answers %q", d.Record.Instance, got)
 		}
-		if got := fetch(t, published(d)); got != d.Record.Instance {
-			t.Errorf("the published port of daemon %s is answered by %q", d.Record.Instance, got)
-		}
+		harness.Eventually(t, "the published port of daemon "+d.Record.Instance, func() error { // its server listens a moment after its start
+			got, err := fetchOnce(published(d))
+			if err == nil && got != d.Record.Instance {
+				err = fmt.Errorf("it is answered by %q", got)
+			}
+			return err
+		})
 		if n := len(strings.Fields(d.Docker(t, "ps", "-q"))); n != 1 {
 			t.Errorf("daemon %s lists %d containers; want its own one", d.Record.Instance, n)
 		}
@@ -313,15 +317,6 @@ func TestForeignFirewall(t *testing.T) {
 			}
 		})
 	}
-}
-
-func fetch(t *testing.T, address string) string {
-	t.Helper()
-	got, err := fetchOnce(address)
-	if err != nil {
-		t.Errorf("http://%s: %v", address, err)
-	}
-	return got
 }
 
 // acknowledged says what is missing of objects that the API said yes to.

@@ -386,11 +386,15 @@ func resolve(server, name, want string) error {
 	m := new(dns.Msg)
 	m.SetQuestion(name, dns.TypeA)
 	client := dns.Client{Timeout: 5 * time.Second} // as resolvers do
-	reply, _, err := client.Exchange(m, net.JoinHostPort(server, "53"))
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		// The daemon had read the query and not yet answered: resolvers ask again.
+	var reply *dns.Msg
+	var err error
+	for asked := time.Now(); time.Since(asked) < patience; {
 		reply, _, err = client.Exchange(m, net.JoinHostPort(server, "53"))
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() {
+			break
+		}
+		// The daemon that is killed had read the query and not yet answered: resolvers ask again.
 	}
 	if err != nil {
 		return err
