@@ -27,33 +27,42 @@ func (m *Manager) List(f Filter) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]Info, 0, 16)
+	infos := []Info{}
 	for _, c := range m.all() {
-		infos = append(infos, c.info())
+		if !f.admits(c.spec()) {
+			continue
+		}
+		if i := c.info(); match(&i) {
+			infos = append(infos, i)
+		}
 	}
 	slices.SortFunc(infos, func(a, b Info) int {
 		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
 	})
-	infos = slices.DeleteFunc(infos, func(i Info) bool { return !match(&i) })
 	if f.Limit > 0 && len(infos) > f.Limit {
 		infos = infos[:f.Limit]
 	}
 	return infos, nil
 }
 
+// admits is the part of a filter that a specification decides. It comes first, because the node agent asks again and
+// again for the few containers of one pod among all, and an Info of each would be most of what it does.
+func (f Filter) admits(spec *Spec) bool {
+	return (f.Owner == "" || spec.Owner == f.Owner) &&
+		!slices.ContainsFunc(f.Label, func(l string) bool { return !hasLabel(spec, l) }) &&
+		!slices.ContainsFunc(f.NotLabel, func(l string) bool { return hasLabel(spec, l) })
+}
+
 // matcher says whether a container is selected.
 type matcher func(i *Info) bool
 
-// compile checks a filter and turns it into one function.
+// compile checks a filter and turns what admits leaves of it into one function.
 func (m *Manager) compile(f Filter) (matcher, error) {
 	all := f.All || f.Limit > 0 || len(f.Status) > 0 || len(f.Exited) > 0
 	var tests []matcher
 	add := func(t matcher) { tests = append(tests, t) }
 	if !all {
 		add(func(i *Info) bool { return i.State.Running })
-	}
-	if f.Owner != "" {
-		add(func(i *Info) bool { return i.Spec.Owner == f.Owner })
 	}
 	if !f.Until.IsZero() {
 		add(func(i *Info) bool { return i.Created.Before(f.Until) })
@@ -75,12 +84,6 @@ func (m *Manager) compile(f Filter) (matcher, error) {
 				return slices.ContainsFunc(t.values, func(v string) bool { return t.test(i, v) })
 			})
 		}
-	}
-	for _, l := range f.Label {
-		add(func(i *Info) bool { return hasLabel(i, l) })
-	}
-	for _, l := range f.NotLabel {
-		add(func(i *Info) bool { return !hasLabel(i, l) })
 	}
 	if len(f.Exited) > 0 {
 		add(func(i *Info) bool {
@@ -198,9 +201,9 @@ func exposes(i *Info, v string) bool {
 	})
 }
 
-func hasLabel(i *Info, want string) bool {
+func hasLabel(spec *Spec, want string) bool {
 	key, value, exact := strings.Cut(want, "=")
-	got, ok := i.Spec.Labels[key]
+	got, ok := spec.Labels[key]
 	return ok && (!exact || got == value)
 }
 

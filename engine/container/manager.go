@@ -221,7 +221,7 @@ func (m *Manager) Get(ref string) (Info, error) {
 func (m *Manager) all() []*instance {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return slices.Collect(maps.Values(m.byID))
+	return slices.AppendSeq(make([]*instance, 0, len(m.byID)), maps.Values(m.byID))
 }
 
 // claim enters a new container and its name, or explains who has the name.
