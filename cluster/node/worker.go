@@ -314,6 +314,10 @@ func (w *worker) probe(ctx context.Context, pod *corev1.Pod, v view) {
 func (w *worker) backOffs(pod *corev1.Pod, v view) {
 	for name, o := range v {
 		if o.exited() && !o.stale && o.backOff > 0 && willRestart(pod, name, o.current.State.ExitCode) {
+			if w.waiting[name].reason != "CrashLoopBackOff" {
+				w.agent.record.podEvent(pod, fieldPath(pod, name), corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)",
+					name, pod.Name, pod.Namespace, pod.UID)
+			}
 			w.waiting[name] = waiting{"CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 				o.backOff, name, pod.Name, pod.Namespace, pod.UID)}
 		} else if w.waiting[name].reason == "CrashLoopBackOff" {

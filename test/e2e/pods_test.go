@@ -541,6 +541,9 @@ spec:
 		return len(s) > 0 && s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "CrashLoopBackOff" && s[0].RestartCount > 0
 	})
 	says(t, d.Kubectl(t, "get", "pods", "-n", ns), "CrashLoopBackOff")
+	harness.Eventually(t, "a warning of the back-off", func() error {
+		return contains(d.Kubectl(t, "events", "-n", ns, "--for", "pod/crashing", "--types=Warning"), "BackOff", "Back-off restarting failed container c in pod crashing_"+ns)
+	})
 	// A program that has ended before the client attaches: nothing is left to wait for.
 	for range 3 {
 		if r := d.Try(t, "", "kubectl", "run", "quick", "-n", ns, "--rm", "-i", "--image=base:1", "--restart=Never", "--", "sh", "-c", "exit 4"); r.Code != 4 {
