@@ -211,6 +211,10 @@ func (c *call) dispatch() {
 		return
 	}
 	r, ok := c.s.find(c.info)
+	if !ok && asksForCRDs(c.info) {
+		writeJSON(c.w, noCRDs)
+		return
+	}
 	if !ok || c.strange(r) {
 		c.fail(errNoRoute())
 		return

@@ -4,13 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"runtime"
+	goruntime "runtime"
 	"sort"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
 // Version is the Kubernetes version whose API this is. Clients compare theirs with it.
@@ -20,7 +22,7 @@ func versionInfo() version.Info {
 	return version.Info{
 		Major: "1", Minor: "37", EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
 		GitVersion: Version + "+slipway", GitCommit: "", GitTreeState: "clean",
-		GoVersion: runtime.Version(), Compiler: runtime.Compiler, Platform: runtime.GOOS + "/" + runtime.GOARCH,
+		GoVersion: goruntime.Version(), Compiler: goruntime.Compiler, Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
 	}
 }
 
@@ -48,7 +50,7 @@ func (s *Server) serveOther(w http.ResponseWriter, req *http.Request) {
 	case strings.HasPrefix(path, "/openapi/"):
 		s.openapi.ServeHTTP(w, req)
 	case path == "/healthz" || path == "/livez" || path == "/readyz":
-		s.health(w, path)
+		s.health(w, req, path)
 	case strings.HasPrefix(path, "/healthz/"), strings.HasPrefix(path, "/livez/"), strings.HasPrefix(path, "/readyz/"):
 		s.healthCheck(w, req, path)
 	case path == "/metrics":
@@ -98,7 +100,7 @@ func writeBytes(w http.ResponseWriter, contentType string, body []byte) {
 }
 
 // health: alive is answering at all; ready is having what every cluster has.
-func (s *Server) health(w http.ResponseWriter, path string) {
+func (s *Server) health(w http.ResponseWriter, req *http.Request, path string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if path != "/livez" && !s.isReady() {
@@ -106,8 +108,24 @@ func (s *Server) health(w http.ResponseWriter, path string) {
 		fmt.Fprintf(w, "[+]ping ok\n[-]bootstrap failed: the cluster's own objects are being made\n%s check failed\n", strings.Trim(path, "/"))
 		return
 	}
-	fmt.Fprint(w, "ok")
+	if !req.URL.Query().Has("verbose") {
+		fmt.Fprint(w, "ok")
+		return
+	}
+	fmt.Fprint(w, "[+]ping ok\n")
+	if path != "/livez" {
+		fmt.Fprint(w, "[+]bootstrap ok\n")
+	}
+	fmt.Fprintf(w, "%s check passed\n", strings.Trim(path, "/"))
 }
+
+// asksForCRDs is what kubectl asks when it does not know the kind of a manifest. An error would be all that it says: with an
+// empty list it names the kind.
+func asksForCRDs(i *request.RequestInfo) bool {
+	return i.APIGroup == "apiextensions.k8s.io" && i.APIVersion == "v1" && i.Resource == "customresourcedefinitions" && i.Subresource == "" && i.Verb == "list"
+}
+
+var noCRDs = metav1.List{TypeMeta: metav1.TypeMeta{Kind: "CustomResourceDefinitionList", APIVersion: "apiextensions.k8s.io/v1"}, Items: []runtime.RawExtension{}}
 
 func (s *Server) healthCheck(w http.ResponseWriter, req *http.Request, path string) {
 	check := path[strings.LastIndexByte(path, '/')+1:]

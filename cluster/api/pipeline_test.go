@@ -86,6 +86,20 @@ func TestAnonymousSeesOnlyHealth(t *testing.T) {
 	}
 }
 
+func TestHealthNamesItsChecks(t *testing.T) {
+	i := start(t)
+	for path, want := range map[string]string{
+		"/readyz":          "ok",
+		"/readyz?verbose":  "[+]ping ok\n[+]bootstrap ok\nreadyz check passed\n",
+		"/healthz?verbose": "[+]ping ok\n[+]bootstrap ok\nhealthz check passed\n",
+		"/livez?verbose=1": "[+]ping ok\nlivez check passed\n",
+	} {
+		if code, got := i.ask(t, i.as(t, ""), "GET", path, ""); code != 200 || got != want {
+			t.Errorf("GET %s answers %d, %q; want 200, %q", path, code, got, want)
+		}
+	}
+}
+
 func TestRBAC(t *testing.T) {
 	i := start(t)
 	if _, err := i.Client().Create(t.Context(), &rbacv1.RoleBinding{

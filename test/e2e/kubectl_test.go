@@ -239,6 +239,7 @@ func TestKubectlErrors(t *testing.T) {
 	}{
 		{"an object that is not there", "", "get pod nothing", `Error from server (NotFound): pods "nothing" not found`},
 		{"a kind that is not there", "", "get gadgets", `error: the server doesn't have a resource type "gadgets"`},
+		{"a manifest of a kind that is not there", `{"apiVersion":"batch/v1","kind":"CronJob","metadata":{"name":"c"}}`, "apply -f -", `no matches for kind "CronJob" in version "batch/v1"`},
 		{"a namespace that is not there", "", "-n nowhere create configmap c", `error: failed to create configmap: namespaces "nowhere" not found`},
 		{"a container that is not there", fmt.Sprintf(pod, `},{"name":"c","image":"x"`), "create -f -", `spec.containers[1].name: Duplicate value: "c"`},
 		{"a field that is not there", fmt.Sprintf(pod, `,"imagee":"x"`), "create -f -", `strict decoding error: unknown field "spec.containers[0].imagee"`},
