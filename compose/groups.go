@@ -121,7 +121,6 @@ func (t *translation) join(leader *types.ServiceConfig, pod *corev1.PodSpec, ann
 	for _, s := range group[1:] {
 		names = append(names, s.Name)
 		t.service = s
-		t.inherit(s)
 		own := map[string]string{}
 		c, err := t.container(s, pod, own)
 		if err != nil {

@@ -89,6 +89,7 @@ func Translate(in Input) (*Plan, error) {
 	}
 	t := &translation{Input: in, plan: &Plan{Namespace: ns}, jobs: meantToEnd(in.Project),
 		configs: map[string]projected{}, secrets: map[string]projected{}, common: map[string][]corev1.ServicePort{}}
+	t.inheritVolumes()
 	if err := t.checkNames(); err != nil {
 		return nil, err
 	}
@@ -104,10 +105,9 @@ func Translate(in Input) (*Plan, error) {
 	if err := t.claims(); err != nil {
 		return nil, err
 	}
-	for _, name := range sortedNames(in.Project.Services) {
-		s := in.Project.Services[name]
+	for _, name := range sortedNames(t.Project.Services) {
+		s := t.Project.Services[name]
 		t.service = &s
-		t.inherit(&s)
 		if err := t.one(&s); err != nil {
 			return nil, fmt.Errorf("service %q: %w", name, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -235,6 +236,21 @@ func (t *translation) anonymous(s *types.ServiceConfig, target string) {
 	}
 }
 
+// inheritVolumes gives services the volumes that their volumes_from names, in a copy of the project. It comes first: who writes
+// a volume decides how a service is updated.
+func (t *translation) inheritVolumes() {
+	project, services := *t.Project, types.Services{}
+	for _, name := range sortedNames(t.Project.Services) {
+		s := t.Project.Services[name]
+		t.service = &s
+		t.inherit(&s)
+		services[name] = s
+	}
+	t.service = nil
+	project.Services = services
+	t.Project = &project
+}
+
 // inherit gives a service the volumes that volumes_from names.
 func (t *translation) inherit(s *types.ServiceConfig) {
 	taken := map[string]bool{}
@@ -258,7 +274,7 @@ func (t *translation) inherit(s *types.ServiceConfig) {
 				continue
 			}
 			v.ReadOnly = v.ReadOnly || mode == "ro"
-			s.Volumes = append(s.Volumes, v)
+			s.Volumes = append(slices.Clip(s.Volumes), v) // the project's own list stays as it is
 		}
 	}
 }
