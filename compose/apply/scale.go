@@ -32,27 +32,33 @@ type ChangeOptions struct {
 
 // change is a project's running services being changed by hand.
 type change struct {
-	c         *Cluster
-	t         *tracker
-	o         ChangeOptions
-	namespace string
-	r         *rollout
+	c           *Cluster
+	t           *tracker
+	o           ChangeOptions
+	namespace   string
+	r           *rollout
+	deployments []*appsv1.Deployment // of the services that are meant
+	jobs        []*batchv1.Job       // likewise
 }
 
-func (c *Cluster) change(ctx context.Context, namespace string, o ChangeOptions) (*change, func(), error) {
+// change finds the services that are meant, and does something to them while they are followed.
+func (c *Cluster) change(ctx context.Context, namespace string, o ChangeOptions, do func(context.Context, *change) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	t, err := c.track(ctx, namespace)
-	end := func() { cancel(); t.tasks.Wait() }
+	defer func() { cancel(); t.tasks.Wait() }()
 	if err != nil {
-		end()
-		return nil, nil, err
+		return err
 	}
 	r := newRollout(c, t, &compose.Plan{Namespace: namespace}, UpOptions{Settle: o.Settle, Patience: o.Patience, Progress: o.Progress}, nil)
-	return &change{c: c, t: t, o: o, namespace: namespace, r: r}, end, nil
+	x := &change{c: c, t: t, o: o, namespace: namespace, r: r}
+	if err := x.find(); err != nil {
+		return err
+	}
+	return do(ctx, x)
 }
 
-// targets are the deployments and jobs of the services that are meant.
-func (x *change) targets() (deployments []*appsv1.Deployment, jobs []*batchv1.Job, err error) {
+// find looks for the deployments and jobs of the services that are meant.
+func (x *change) find() error {
 	x.t.mu.Lock()
 	defer x.t.mu.Unlock()
 	found := map[string]bool{}
@@ -70,20 +76,20 @@ func (x *change) targets() (deployments []*appsv1.Deployment, jobs []*batchv1.Jo
 	}
 	for _, name := range sortedKeys(x.t.deployments) {
 		if d := x.t.deployments[name]; wanted(d) {
-			deployments = append(deployments, d)
+			x.deployments = append(x.deployments, d)
 		}
 	}
 	for _, name := range sortedKeys(x.t.jobs) {
 		if j := x.t.jobs[name]; wanted(j) {
-			jobs = append(jobs, j)
+			x.jobs = append(x.jobs, j)
 		}
 	}
 	for _, name := range x.o.Services {
 		if !found[name] {
-			return nil, nil, fmt.Errorf("service %s is not up: `slipway up %s` starts it", name, name)
+			return fmt.Errorf("service %s is not up: `slipway up %s` starts it", name, name)
 		}
 	}
-	return deployments, jobs, nil
+	return nil
 }
 
 // patch changes an object and notes its version, to be waited for.
@@ -118,30 +124,24 @@ func (x *change) await(ctx context.Context) error {
 // Scale sets the replicas of services and waits until they are there. Services that share pods are scaled together.
 func (c *Cluster) Scale(ctx context.Context, namespace string, replicas map[string]int32, o ChangeOptions) error {
 	o.Services = sortedKeys(replicas)
-	x, end, err := c.change(ctx, namespace, o)
-	if err != nil {
-		return err
-	}
-	defer end()
-	deployments, jobs, err := x.targets()
-	if err != nil {
-		return err
-	}
-	for _, j := range jobs {
-		return fmt.Errorf("service %s runs to completion: only services that go on running can be scaled", j.Labels[labelService])
-	}
-	counts := make([]int32, len(deployments))
-	for i, d := range deployments {
-		if counts[i], err = replicasOf(d, replicas); err != nil {
-			return err
+	return c.change(ctx, namespace, o, func(ctx context.Context, x *change) error {
+		for _, j := range x.jobs {
+			return fmt.Errorf("service %s runs to completion: only services that go on running can be scaled", j.Labels[labelService])
 		}
-	}
-	for i, d := range deployments {
-		if err := x.patch(ctx, kinds[0], d, `{"spec":{"replicas":%d}}`, counts[i]); err != nil {
-			return err
+		counts := make([]int32, len(x.deployments))
+		for i, d := range x.deployments {
+			var err error
+			if counts[i], err = replicasOf(d, replicas); err != nil {
+				return err
+			}
 		}
-	}
-	return x.await(ctx)
+		for i, d := range x.deployments {
+			if err := x.patch(ctx, kinds[0], d, `{"spec":{"replicas":%d}}`, counts[i]); err != nil {
+				return err
+			}
+		}
+		return x.await(ctx)
+	})
 }
 
 // replicasOf is how many replicas are asked for of a deployment, under the name of any service in its pods.
@@ -162,34 +162,27 @@ func replicasOf(d *appsv1.Deployment, asked map[string]int32) (n int32, err erro
 
 // Restart replaces the replicas of services as an update does; what ran to completion runs again.
 func (c *Cluster) Restart(ctx context.Context, namespace string, o ChangeOptions) error {
-	x, end, err := c.change(ctx, namespace, o)
-	if err != nil {
-		return err
-	}
-	defer end()
-	deployments, jobs, err := x.targets()
-	if err != nil {
-		return err
-	}
-	for _, d := range deployments {
-		if *d.Spec.Replicas == 0 {
-			if err := x.start(ctx, d); err != nil {
+	return c.change(ctx, namespace, o, func(ctx context.Context, x *change) error {
+		for _, d := range x.deployments {
+			if *d.Spec.Replicas == 0 {
+				if err := x.start(ctx, d); err != nil {
+					return err
+				}
+				continue
+			}
+			out, err := c.restart(ctx, namespace, d.Name)
+			if err != nil {
 				return err
 			}
-			continue
+			x.note(out)
 		}
-		out, err := c.restart(ctx, namespace, d.Name)
-		if err != nil {
-			return err
+		for _, j := range x.jobs {
+			if err := x.rerun(ctx, j); err != nil {
+				return err
+			}
 		}
-		x.note(out)
-	}
-	for _, j := range jobs {
-		if err := x.rerun(ctx, j); err != nil {
-			return err
-		}
-	}
-	return x.await(ctx)
+		return x.await(ctx)
+	})
 }
 
 // restart makes a new version of a deployment that differs in nothing but its age.
@@ -221,83 +214,70 @@ func (x *change) rerun(ctx context.Context, j *batchv1.Job) error {
 
 // Stop ends the replicas of services, which stay known until they are started again.
 func (c *Cluster) Stop(ctx context.Context, namespace string, o ChangeOptions) error {
-	x, end, err := c.change(ctx, namespace, o)
-	if err != nil {
-		return err
-	}
-	defer end()
-	deployments, jobs, err := x.targets()
-	if err != nil {
-		return err
-	}
-	names := map[string]string{}
-	for _, d := range deployments {
-		if *d.Spec.Replicas == 0 {
-			continue
-		}
-		names[d.Name] = d.Labels[labelService]
-		if err := x.patch(ctx, kinds[0], d, `{"metadata":{"annotations":{%q:"%d"}},"spec":{"replicas":0}}`, annotationStopped, *d.Spec.Replicas); err != nil {
-			return err
-		}
-	}
-	for _, j := range jobs {
-		if done(j) {
-			continue
-		}
-		names[j.Name] = j.Labels[labelService]
-		if err := x.patch(ctx, kinds[1], j, `{"spec":{"suspend":true}}`); err != nil {
-			return err
-		}
-	}
-	for _, name := range sortedKeys(names) {
-		o.Progress.State(names[name], "stopping", 0, 0)
-	}
-	if err := x.t.hurry(ctx, set(names), o.Grace); err != nil {
-		return err
-	}
-	for _, name := range sortedKeys(names) {
-		if !o.NoWait {
-			if err := x.t.await(ctx, func() (bool, error) { return x.t.noPods(map[string]bool{name: true}), nil }); err != nil {
+	return c.change(ctx, namespace, o, func(ctx context.Context, x *change) error {
+		names := map[string]string{}
+		for _, d := range x.deployments {
+			if *d.Spec.Replicas == 0 {
+				continue
+			}
+			names[d.Name] = d.Labels[labelService]
+			if err := x.patch(ctx, kinds[0], d, `{"metadata":{"annotations":{%q:"%d"}},"spec":{"replicas":0}}`, annotationStopped, *d.Spec.Replicas); err != nil {
 				return err
 			}
 		}
-		o.Progress.State(names[name], "stopped", 0, 0)
-	}
-	return nil
+		for _, j := range x.jobs {
+			if done(j) {
+				continue
+			}
+			names[j.Name] = j.Labels[labelService]
+			if err := x.patch(ctx, kinds[1], j, `{"spec":{"suspend":true}}`); err != nil {
+				return err
+			}
+		}
+		for _, name := range sortedKeys(names) {
+			o.Progress.State(names[name], "stopping", 0, 0)
+		}
+		if err := x.t.hurry(ctx, set(names), o.Grace); err != nil {
+			return err
+		}
+		for _, name := range sortedKeys(names) {
+			if !o.NoWait {
+				if err := x.t.await(ctx, func() (bool, error) { return x.t.noPods(map[string]bool{name: true}), nil }); err != nil {
+					return err
+				}
+			}
+			o.Progress.State(names[name], "stopped", 0, 0)
+		}
+		return nil
+	})
 }
 
 // Start brings back what Stop has ended; what ran to completion runs again.
 func (c *Cluster) Start(ctx context.Context, namespace string, o ChangeOptions) error {
-	x, end, err := c.change(ctx, namespace, o)
-	if err != nil {
-		return err
-	}
-	defer end()
-	deployments, jobs, err := x.targets()
-	if err != nil {
-		return err
-	}
-	for _, d := range deployments {
-		if *d.Spec.Replicas > 0 {
-			x.note(d)
-		} else if err := x.start(ctx, d); err != nil {
-			return err
+	return c.change(ctx, namespace, o, func(ctx context.Context, x *change) error {
+		for _, d := range x.deployments {
+			if *d.Spec.Replicas > 0 {
+				x.note(d)
+			} else if err := x.start(ctx, d); err != nil {
+				return err
+			}
 		}
-	}
-	for _, j := range jobs {
-		switch {
-		case j.Spec.Suspend != nil && *j.Spec.Suspend:
-			err = x.patch(ctx, kinds[1], j, `{"spec":{"suspend":false}}`)
-		case done(j):
-			err = x.rerun(ctx, j)
-		default:
-			x.note(j)
+		for _, j := range x.jobs {
+			var err error
+			switch {
+			case j.Spec.Suspend != nil && *j.Spec.Suspend:
+				err = x.patch(ctx, kinds[1], j, `{"spec":{"suspend":false}}`)
+			case done(j):
+				err = x.rerun(ctx, j)
+			default:
+				x.note(j)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
-		}
-	}
-	return x.await(ctx)
+		return x.await(ctx)
+	})
 }
 
 func (x *change) start(ctx context.Context, d *appsv1.Deployment) error {
@@ -347,57 +327,60 @@ func done(j *batchv1.Job) bool {
 
 // DownServices removes some services of a project and leaves the others and the project as they are.
 func (c *Cluster) DownServices(ctx context.Context, namespace string, o ChangeOptions) error {
-	x, end, err := c.change(ctx, namespace, o)
-	if err != nil {
-		return err
-	}
-	defer end()
-	deployments, jobs, err := x.targets()
-	if err != nil {
-		return err
-	}
-	for _, d := range deployments {
-		if err := wholePods(d, o.Services); err != nil {
+	return c.change(ctx, namespace, o, func(ctx context.Context, x *change) error {
+		names := map[string]bool{}
+		for _, w := range x.workloads() {
+			if err := wholePods(w, o.Services); err != nil {
+				return err
+			}
+			names[w.GetName()] = true
+			o.Progress.State(w.GetLabels()[labelService], "stopping", 0, 0)
+		}
+		all, err := c.members(ctx, namespace)
+		if err != nil {
 			return err
 		}
-	}
-	for _, j := range jobs {
-		if err := wholePods(j, o.Services); err != nil {
+		remove := func(some []kind) error {
+			for _, k := range some {
+				for _, m := range all[k.gk] {
+					if !slices.Contains(o.Services, m.GetLabels()[labelService]) {
+						continue
+					}
+					if err := c.remove(ctx, k, namespace, m.GetName()); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}
+		if err := remove(kinds[:2]); err != nil { // the workloads
 			return err
 		}
-	}
-	all, err := c.members(ctx, namespace)
-	if err != nil {
-		return err
-	}
-	names := map[string]bool{}
-	for i, k := range kinds {
-		for _, m := range all[k.gk] {
-			service := m.GetLabels()[labelService]
-			if !slices.Contains(o.Services, service) {
-				continue
-			}
-			if i < 2 { // a workload
-				names[m.GetName()] = true
-				o.Progress.State(service, "stopping", 0, 0)
-			}
-			if err := c.remove(ctx, k, namespace, m.GetName()); err != nil {
-				return err
-			}
+		if err := x.t.hurry(ctx, names, o.Grace); err != nil {
+			return err
 		}
-		if i == 1 {
-			if err := x.t.hurry(ctx, names, o.Grace); err != nil {
-				return err
-			}
-			if err := x.t.await(ctx, func() (bool, error) { return x.t.noPods(names), nil }); err != nil {
-				return err
-			}
+		if err := x.t.await(ctx, func() (bool, error) { return x.t.noPods(names), nil }); err != nil {
+			return err
 		}
+		if err := remove(kinds[2:]); err != nil {
+			return err
+		}
+		for _, service := range o.Services {
+			o.Progress.State(service, "removed", 0, 0)
+		}
+		return nil
+	})
+}
+
+// workloads are the deployments and jobs that are meant.
+func (x *change) workloads() (all []Object) {
+	for _, d := range x.deployments {
+		all = append(all, d)
 	}
-	for _, service := range o.Services {
-		o.Progress.State(service, "removed", 0, 0)
+	for _, j := range x.jobs {
+		all = append(all, j)
 	}
-	return nil
+	return all
 }
 
 // wholePods refuses to remove some of the services that share a workload's pods: their containers come and go together.
