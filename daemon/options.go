@@ -23,7 +23,6 @@ import (
 // The defaults of `slipway serve`.
 const (
 	DefaultDataDir      = "/var/lib/slipway"
-	DefaultRunDir       = rundir.Default
 	DefaultAPIPort      = 6443
 	DefaultRegistryPort = 5000
 )

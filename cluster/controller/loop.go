@@ -99,9 +99,6 @@ func (l *Loop) follow(ctx context.Context, w Watch) error {
 	return fmt.Errorf("%s: watch %s: %w", l.ControllerName, w.Resource, err)
 }
 
-// Add has a key worked off without an event.
-func (l *Loop) Add(key string) { l.queue.add(key) }
-
 func (l *Loop) work(ctx context.Context) {
 	for {
 		key, ok := l.queue.take()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -156,11 +155,6 @@ func restarts(p *corev1.Pod) int {
 
 // byAge is positive when a is younger than b.
 func byAge(a, b metav1.Time) int { return a.Compare(b.Time) }
-
-// SortedPods is pods in the order of their names.
-func SortedPods(pods []*corev1.Pod) []*corev1.Pod {
-	return slices.SortedFunc(slices.Values(pods), func(a, b *corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
-}
 
 // parallel is how many writes a controller has on their way at once: enough for the
 // store to commit them in groups.
