@@ -118,6 +118,10 @@ func (c *Controller) act(ctx context.Context, set *appsv1.StatefulSet, p plan) e
 	if err != nil {
 		return err
 	}
+	// Before pods go: some are gone at once, and nobody knows then whose claims those were.
+	if err := c.retain(ctx, set, p); err != nil {
+		return err
+	}
 	for _, pod := range p.remove {
 		if err := c.deletePod(ctx, set, pod); err != nil {
 			return err
@@ -128,7 +132,7 @@ func (c *Controller) act(ctx context.Context, set *appsv1.StatefulSet, p plan) e
 			return fmt.Errorf("update pod %q: %w", pod.Name, err)
 		}
 	}
-	return c.retain(ctx, set, p)
+	return nil
 }
 
 func (c *Controller) createPod(ctx context.Context, set *appsv1.StatefulSet, pod *corev1.Pod) error {

@@ -1,6 +1,8 @@
 package statefulset_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,6 +10,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"slipway.dev/slipway/cluster/controller/controllertest"
@@ -233,4 +236,41 @@ func TestClaimsAreKeptOrDeletedAsAsked(t *testing.T) {
 			})
 		})
 	}
+}
+
+// slower finds that somebody was quicker with a claim, so many times.
+type slower struct {
+	store.Writer
+	conflicts *int
+}
+
+func (w slower) As(string) store.Writer { return w }
+
+func (w slower) Update(ctx context.Context, o store.Object) (store.Object, error) {
+	if _, claim := o.(*corev1.PersistentVolumeClaim); claim && *w.conflicts > 0 {
+		*w.conflicts--
+		return nil, apierrors.NewConflict(kinds.PersistentVolumeClaims, o.GetName(), errors.New("somebody was quicker"))
+	}
+	return w.Writer.Update(ctx, o)
+}
+
+// TestClaimsOfPodsThatGoAtOnce: a pod without a node is gone when its deletion returns, and nobody would look at its claim again.
+func TestClaimsOfPodsThatGoAtOnce(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		conflicts, deps := 0, c.Deps
+		deps.Writer = slower{c.Writer, &conflicts}
+		c.Start(statefulset.New(deps), garbage.New(c.Deps, kinds.All()))
+		s := controllertest.Create(c, db(2, func(s *appsv1.StatefulSet) {
+			s.Spec.PodManagementPolicy = appsv1.ParallelPodManagement
+			s.Spec.PersistentVolumeClaimRetentionPolicy = &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{
+				WhenScaled: appsv1.DeletePersistentVolumeClaimRetentionPolicyType, WhenDeleted: appsv1.RetainPersistentVolumeClaimRetentionPolicyType}
+		}))
+		c.Settle()
+		conflicts = 1
+		controllertest.Edit(c, s, func(s *appsv1.StatefulSet) { *s.Spec.Replicas = 1 })
+		c.Sleep(time.Minute)
+		if got, want := show(c)+", "+claims(c), "db-0=db:1, data-db-0"; got != want {
+			t.Errorf("left are %s; want %s", got, want)
+		}
+	})
 }
