@@ -535,7 +535,7 @@ func TestPlanService(t *testing.T) {
 		}
 	}
 	lb.Spec.LoadBalancerSourceRanges = []string{"2001:db8::/32"}
-	p, err = planService(lb, []*discoveryv1.EndpointSlice{slice}, where{"n1", netip.MustParseAddr("10.0.0.1")})
+	p, err = planService(lb, []*discoveryv1.EndpointSlice{slice}, where{name: "n1", addr: netip.MustParseAddr("10.0.0.1")})
 	if b := p.backends[p.fronts[front{proto: corev1.ProtocolTCP, port: 80}]]; err != nil || len(b.targets) > 0 {
 		t.Errorf("a load balancer for IPv6 clients alone leads IPv4 ones to %v, %v", b.targets, err)
 	}
