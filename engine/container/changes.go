@@ -136,11 +136,14 @@ func opaqueDeletions(upper, rel string, lower layers) []Change {
 }
 
 // startFiles and startDirs are made by every start in an image that lacks them, to mount
-// something on.
+// something on; the mark is made with the container.
 var (
-	startFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+	startFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", dockerMark}
 	startDirs  = []string{"/dev", "/proc", "/sys"}
 )
+
+// dockerMark is the empty file by which programs know that they run in a container of Docker's.
+const dockerMark = "/.dockerenv"
 
 // startParent is made for startFiles in an image that has no such directory.
 const startParent = "/etc"
@@ -148,7 +151,8 @@ const startParent = "/etc"
 // mountPointOnly tells whether a path is there only because something is mounted on it.
 func mountPointOnly(ch Change, upper string) bool {
 	p := filepath.Join(upper, ch.Path)
-	return ch.Kind == Added && (slices.Contains(startFiles, ch.Path) && isEmptyFile(p) || slices.Contains(startDirs, ch.Path) && isDir(p))
+	made := ch.Kind == Added || ch.Kind == Modified && ch.Path == dockerMark // an image that was a container once has it, too
+	return made && (slices.Contains(startFiles, ch.Path) && isEmptyFile(p) || slices.Contains(startDirs, ch.Path) && isDir(p))
 }
 
 func isEmptyFile(p string) bool {

@@ -112,6 +112,11 @@ func makeDirs(c *instance, chain image.Chain) error {
 			return err
 		}
 	}
+	if c.rec.Spec.Owner != OwnerNode {
+		if err := os.WriteFile(filepath.Join(c.dir, "upper", dockerMark), nil, 0o755); err != nil {
+			return err
+		}
+	}
 	if len(chain.Lower) == 0 {
 		return os.Mkdir(filepath.Join(c.dir, "lower"), 0o755)
 	}
