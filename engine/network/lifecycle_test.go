@@ -238,6 +238,8 @@ func TestErrors(t *testing.T) {
 		{create(Spec{Name: "app"}), errdefs.IsAlreadyExists, "network with name app already exists"},
 		{create(Spec{Name: "a b"}), errdefs.IsInvalidArgument, `invalid network name "a b"`},
 		{create(Spec{Name: "host"}), errdefs.IsPermissionDenied, "operation is not permitted on predefined host network"},
+		{create(Spec{Name: "other", Driver: DriverHost}), errdefs.IsPermissionDenied, `only one instance of "host" network is allowed`},
+		{create(Spec{Name: "other", Driver: DriverNone}), errdefs.IsPermissionDenied, `only one instance of "null" network is allowed`},
 		{create(Spec{Name: "x", Driver: "overlay"}), errdefs.IsNotFound, "could not find plugin overlay"},
 		{create(Spec{Name: "x", EnableIPv6: true}), errdefs.IsInvalidArgument, "IPv6 networks are not supported"},
 		{create(Spec{Name: "x", Subnet: netip.MustParsePrefix("10.9.0.0/24")}), errdefs.IsPermissionDenied, "Pool overlaps with other one on this address space"},

@@ -42,6 +42,9 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (Network, error) {
 	if err := m.nameIsFree(spec.Name); err != nil {
 		return Network{}, err
 	}
+	if spec.Driver == DriverHost || spec.Driver == DriverNone {
+		return Network{}, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("only one instance of %q network is allowed", spec.Driver))
+	}
 	n, err := m.create(ctx, spec)
 	if err != nil {
 		return Network{}, fmt.Errorf("create network %s: %w", spec.Name, err)
