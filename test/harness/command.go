@@ -65,7 +65,7 @@ func (d *Daemon) Command(ctx context.Context, t testing.TB, program string, args
 	t.Helper()
 	cmd := exec.CommandContext(ctx, client(t, program), args...)
 	cmd.Env = d.environment()
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second // a busy machine may let a second pass between a program's end and its last line
 	return cmd
 }
 

@@ -126,7 +126,7 @@ func (s *site) try(args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(harness.Binaries(s.t), "slipway"), args...)
 	cmd.Dir = s.dir
 	cmd.Env = append(os.Environ(), "SLIPWAY_RUN_DIR="+s.d.Run, "HOME="+s.d.Run, "SOFTWARE_PORT="+strconv.Itoa(s.port))
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
