@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"slipway.dev/slipway/engine/network/nft"
 )
 
 // hostFirewall lives with what others do to the machine's packet rules. A drop in any
-// chain is final, so where another tool drops forwarded packets by policy, no table
-// of ours can let them through: accepts go into that tool's own chains. Into those of
+// chain is final, so where another tool drops by policy what is forwarded, or what this
+// machine receives, no table of ours can let it through: accepts go into that tool's own chains. Into those of
 // iptables they go by its own command, since rules in another notation would make it
 // refuse its table; into all others, and where iptables is not installed, as they are.
 //
@@ -112,7 +113,7 @@ func (h *hostFirewall) check(ctx context.Context) {
 	if err := h.restoreTable(); err != nil {
 		h.m.log.Error("own packet table could not be restored", "error", err)
 	}
-	warnings, err := h.openForward(ctx)
+	warnings, err := h.open(ctx)
 	if err != nil && ctx.Err() == nil {
 		h.m.log.Error("host firewall was not opened for containers", "error", err)
 		warnings = append(warnings, err.Error())
@@ -137,19 +138,64 @@ func (h *hostFirewall) restoreTable() error {
 	return h.m.table.rebuild(h.m.want())
 }
 
-func (h *hostFirewall) openForward(ctx context.Context) (warnings []string, err error) {
-	blockers, dockerUser, err := h.blockers()
-	if err != nil {
-		return nil, err
+// way is a hook where another tool may drop by policy what containers need, and what that is: as rules of ours, and as
+// those of iptables.
+type way struct {
+	hook     *nftables.ChainHook
+	chain    string // of iptables
+	drops    string // for people: what goes missing
+	without  string // and what containers lack then
+	rules    []nft.Rule
+	iptables [][]string
+}
+
+// ways are the path between containers and others, and the one to this machine itself: of all that it listens to,
+// containers need the name servers and, as calls of services that are translated, what pods are served by it, such as the
+// Kubernetes API.
+func (h *hostFirewall) ways() []way {
+	all, ours := h.m.table.all, "sw"+h.m.opts.Instance+"-+"
+	names := func(proto byte) nft.Rule {
+		return nft.If(nft.IIf(all), nft.L4(proto), nft.Dport(53), nft.Accept())
 	}
-	warnings = h.firewalldWarning()
+	return []way{
+		{
+			nftables.ChainHookForward, "FORWARD", "forwarded packets", "containers have no network beyond this machine until it accepts interfaces " + all,
+			[]nft.Rule{nft.If(nft.IIf(all), nft.Accept()), nft.If(nft.OIf(all), nft.Accept())},
+			[][]string{{"-i", ours}, {"-o", ours}},
+		},
+		{
+			nftables.ChainHookInput, "INPUT", "packets to this machine", "containers resolve no names until it accepts port 53 from interfaces " + all,
+			[]nft.Rule{names(unix.IPPROTO_UDP), names(unix.IPPROTO_TCP), nft.If(nft.IIf(all), nft.DNATed(), nft.Accept())},
+			[][]string{{"-i", ours, "-p", "udp", "--dport", "53"}, {"-i", ours, "-p", "tcp", "--dport", "53"}, {"-i", ours, "-m", "conntrack", "--ctstate", "DNAT"}},
+		},
+	}
+}
+
+// sees says whether every IPv4 packet of this way passes a chain.
+func (w way) sees(c *nftables.Chain) bool {
+	return (c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyINet) && c.Hooknum != nil && *c.Hooknum == *w.hook
+}
+
+func (h *hostFirewall) open(ctx context.Context) (warnings []string, err error) {
+	chains, err := h.m.nft.Chains()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	warnings = h.firewalldWarning(chains)
+	dockerUser := slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
+		return c.Table.Family == nftables.TableFamilyIPv4 && c.Table.Name == "filter" && c.Name == "DOCKER-USER"
+	})
 	var errs []error
-	for _, b := range blockers {
-		if h.m.opts.HostPolicy {
-			warnings = append(warnings, fmt.Sprintf("nftables chain %s of table %s drops forwarded packets by policy, and host-policy mode is on: containers have no network beyond this machine until it accepts interfaces %s", b.Name, b.Table.Name, h.m.table.all))
-			continue
+	for _, w := range h.ways() {
+		for _, c := range chains {
+			switch {
+			case !w.sees(c) || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop:
+			case h.m.opts.HostPolicy:
+				warnings = append(warnings, fmt.Sprintf("nftables chain %s of table %s drops %s by policy, and host-policy mode is on: %s", c.Name, c.Table.Name, w.drops, w.without))
+			default:
+				errs = append(errs, h.openChain(ctx, w, c, dockerUser))
+			}
 		}
-		errs = append(errs, h.openChain(ctx, b, dockerUser))
 	}
 	if !h.m.opts.HostPolicy && legacyInUse() {
 		errs = append(errs, h.openLegacy(ctx))
@@ -157,49 +203,24 @@ func (h *hostFirewall) openForward(ctx context.Context) (warnings []string, err 
 	return warnings, errors.Join(errs...)
 }
 
-// openChain has a chain that drops by policy accept what our interfaces forward.
-func (h *hostFirewall) openChain(ctx context.Context, b *nftables.Chain, dockerUser bool) error {
-	if b.Table.Family == nftables.TableFamilyIPv4 && b.Table.Name == "filter" && b.Name == "FORWARD" {
-		err := h.accept(ctx, "iptables", dockerUser)
+// openChain has a chain that drops by policy accept what containers need.
+func (h *hostFirewall) openChain(ctx context.Context, w way, c *nftables.Chain, dockerUser bool) error {
+	if c.Table.Family == nftables.TableFamilyIPv4 && c.Table.Name == "filter" && c.Name == w.chain {
+		err := h.accept(ctx, "iptables", w, dockerUser)
 		if !errors.Is(err, exec.ErrNotFound) {
 			return err
 		}
 	}
-	err := h.m.nft.Invite(b, h.m.table.name, nft.If(nft.IIf(h.m.table.all), nft.Accept()), nft.If(nft.OIf(h.m.table.all), nft.Accept()))
-	if err != nil {
-		return fmt.Errorf("nftables chain %s of table %s drops forwarded packets by policy, and accepts for our interfaces could not be added (remedy: accept %s there yourself): %w", b.Name, b.Table.Name, h.m.table.all, err)
+	if err := h.m.nft.Invite(c, h.m.table.name, w.rules...); err != nil {
+		return fmt.Errorf("nftables chain %s of table %s drops %s by policy, and accepts for our interfaces could not be added: %s: %w", c.Name, c.Table.Name, w.drops, w.without, err)
 	}
 	return nil
 }
 
-// blockers lists foreign base chains on the forward path that drop by policy.
-func (h *hostFirewall) blockers() (found []*nftables.Chain, dockerUser bool, err error) {
-	chains, err := h.m.nft.Chains()
-	if err != nil {
-		return nil, false, fmt.Errorf("list nftables chains: %w", err)
-	}
-	for _, c := range chains {
-		if c.Table.Family == nftables.TableFamilyIPv4 && c.Table.Name == "filter" && c.Name == "DOCKER-USER" {
-			dockerUser = true
-		}
-		if forwards(c) && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-			found = append(found, c)
-		}
-	}
-	return found, dockerUser, nil
-}
-
-// forwards says whether a chain sees every forwarded IPv4 packet.
-func forwards(c *nftables.Chain) bool {
-	return (c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyINet) &&
-		c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward
-}
-
 // firewalldWarning: firewalld rejects forwarding by rules, not by policy, for interfaces
 // that are in none of its zones.
-func (h *hostFirewall) firewalldWarning() []string {
-	chains, err := h.m.nft.Chains()
-	if err != nil || !slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name == "firewalld" }) {
+func (h *hostFirewall) firewalldWarning(chains []*nftables.Chain) []string {
+	if !slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name == "firewalld" }) {
 		return nil
 	}
 	return []string{fmt.Sprintf("firewalld runs on this machine and rejects what containers send beyond it, unless their addresses are in a zone that accepts: firewall-cmd --zone=trusted --add-source=%s (and each network's subnet)", h.m.node.Pods)}
@@ -216,30 +237,28 @@ func (h *hostFirewall) openLegacy(ctx context.Context) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return errors.New("this machine has rules of the old iptables, which nobody can see without iptables-legacy: if they drop forwarded packets, containers have no network (remedy: install iptables)")
 	}
-	if err != nil || !strings.Contains(out, "-P FORWARD DROP") {
-		return err
+	errs := []error{err}
+	for _, w := range h.ways() {
+		if strings.Contains(out, "-P "+w.chain+" DROP") {
+			errs = append(errs, h.accept(ctx, "iptables-legacy", w, strings.Contains(out, "-N DOCKER-USER")))
+		}
 	}
-	return h.accept(ctx, "iptables-legacy", strings.Contains(out, "-N DOCKER-USER"))
+	return errors.Join(errs...)
 }
 
-// ruleSpecs are our accepts. Isolation stays our own table's task.
-func (h *hostFirewall) ruleSpecs() [][]string {
-	ours := "sw" + h.m.opts.Instance + "-+"
-	note := []string{"-m", "comment", "--comment", h.m.table.name, "-j", "ACCEPT"}
-	return [][]string{append([]string{"-i", ours}, note...), append([]string{"-o", ours}, note...)}
-}
-
-func (h *hostFirewall) accept(ctx context.Context, command string, dockerUser bool) error {
-	chain := "FORWARD"
-	if dockerUser {
+// accept puts our accepts into a chain of iptables. Isolation stays our own table's task.
+func (h *hostFirewall) accept(ctx context.Context, command string, w way, dockerUser bool) error {
+	chain := w.chain
+	if chain == "FORWARD" && dockerUser {
 		chain = "DOCKER-USER" // docker leaves it alone when it rewrites FORWARD
 	}
-	for _, spec := range h.ruleSpecs() {
+	for _, match := range w.iptables {
+		spec := slices.Concat(match, []string{"-m", "comment", "--comment", h.m.table.name, "-j", "ACCEPT"})
 		if _, err := iptables(ctx, command, append([]string{"-C", chain}, spec...)...); err == nil {
 			continue
 		}
 		if _, err := iptables(ctx, command, append([]string{"-I", chain}, spec...)...); err != nil {
-			return fmt.Errorf("FORWARD drops by policy, and accepts for our interfaces could not be added (remedy: accept %s there yourself): %w", h.m.table.all, err)
+			return fmt.Errorf("%s drops by policy, and accepts for our interfaces could not be added: %s: %w", w.chain, w.without, err)
 		}
 	}
 	return nil
@@ -273,7 +292,7 @@ func (h *hostFirewall) remove(ctx context.Context) error {
 	chains, err := h.m.nft.Chains()
 	errs = append(errs, err)
 	for _, c := range chains {
-		if forwards(c) && !strings.HasPrefix(c.Table.Name, "slipway-") {
+		if slices.ContainsFunc(h.ways(), func(w way) bool { return w.sees(c) }) && !strings.HasPrefix(c.Table.Name, "slipway-") {
 			errs = append(errs, h.m.nft.Uninvite(c, h.m.table.name))
 		}
 	}

@@ -34,7 +34,7 @@ func setForward(t *testing.T, how string) {
 	if how == "accept" {
 		return
 	}
-	sh(t, "iptables -w -P FORWARD DROP")
+	sh(t, "iptables -w -P FORWARD DROP && iptables -w -P INPUT DROP && iptables -w -A INPUT -i lo -j ACCEPT && iptables -w -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT")
 	if how == "drop with docker" {
 		sh(t, "iptables -w -N DOCKER-USER && iptables -w -A DOCKER-USER -j RETURN && iptables -w -I FORWARD -j DOCKER-USER")
 	}
@@ -80,6 +80,15 @@ func testTraffic(t *testing.T, m *machine) {
 	} {
 		from := map[string]box{"a": a, "b": b, "c": c, "outside": {ns: m.Outside}}[tt.from].ns
 		answered(t, tt.what, from, tt.network, tt.to, tt.want)
+	}
+	greet(t, nil, "0.0.0.0:9001", "this machine sees")
+	fromContainer := "this machine sees " + b.ip()
+	if strings.Contains(sh(t, "nft list tables"), "table ip filter") {
+		fromContainer = "" // what this machine does not let in from elsewhere it does not let in from containers
+	}
+	answered(t, "a port of this machine", b.ns, "tcp", hostAddr+":9001", fromContainer)
+	if got := answers(ask(t, c.ns, "127.0.0.11:53", "c", dns.TypeA)); fmt.Sprint(got) != "["+c.ip()+"]" {
+		t.Errorf("a name: %v", got)
 	}
 	if got := networktest.KnockLoopback(t, m.Outside, hostAddr, "8081"); !unreachable4(got) {
 		t.Errorf("a neighbour that routes 127.0.0.1 to this machine reached a port bound to it: %q", got)

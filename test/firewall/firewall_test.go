@@ -1,5 +1,6 @@
-// Package firewall runs a whole daemon on a machine whose forwarded packets another tool drops, as Docker, ufw and
-// many administrators set it up: builds, containers, published ports, projects and pods have their network all the same.
+// Package firewall runs a whole daemon on a machine where another tool drops what is forwarded and what nobody asked for,
+// as Docker, ufw and many administrators set it up: builds, containers, published ports, projects and pods have their
+// network and their names all the same.
 //
 // The machine is a network namespace with another machine at the end of a wire (networktest), so the real one's
 // rules are neither changed nor needed.
@@ -96,7 +97,7 @@ func hideIptables(t *testing.T) {
 func dropForwarded(t *testing.T, iptables string) {
 	t.Helper()
 	if iptables == nftAlone {
-		networktest.Sh(t, `nft 'table inet filter { chain forward { type filter hook forward priority filter; policy drop; ct state invalid drop; }; }'`)
+		networktest.Sh(t, `nft 'table inet filter { chain forward { type filter hook forward priority filter; policy drop; ct state invalid drop; }; chain input { type filter hook input priority filter; policy drop; iif lo accept; ct state established,related accept; }; }'`)
 		before := networktest.Sh(t, "nft list table inet filter")
 		t.Cleanup(func() {
 			if after := networktest.Sh(t, "nft list table inet filter"); after != before {
@@ -109,13 +110,13 @@ func dropForwarded(t *testing.T, iptables string) {
 	if out, err := exec.Command(iptables, "-w", "-S").CombinedOutput(); err != nil {
 		t.Skipf("no %s on this machine, so nobody drops by it: %v: %s", iptables, err, out)
 	}
-	networktest.Sh(t, iptables+" -w -P FORWARD DROP")
+	networktest.Sh(t, iptables+" -w -P FORWARD DROP && "+iptables+" -w -A INPUT -i lo -j ACCEPT && "+iptables+" -w -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT && "+iptables+" -w -P INPUT DROP")
 	before := networktest.Sh(t, iptables+" -w -S")
 	t.Cleanup(func() {
 		if after := networktest.Sh(t, iptables+" -w -S"); after != before {
 			t.Errorf("%s after the daemon's end:\n%s\nbefore its start:\n%s", iptables, after, before)
 		}
-		networktest.Sh(t, iptables+" -w -P FORWARD ACCEPT")
+		networktest.Sh(t, iptables+" -w -P FORWARD ACCEPT && "+iptables+" -w -P INPUT ACCEPT && "+iptables+" -w -F INPUT")
 		if iptables == "iptables-nft" {
 			networktest.Sh(t, "nft delete table ip filter")
 		}
@@ -162,6 +163,8 @@ func goesUp(t *testing.T, d *harness.Daemon, m *networktest.Machine) {
 	if got := d.Kubectl(t, "-n", "walled", "exec", "deployment/front", "--", "sh", "-c", askOutside); strings.TrimSpace(got) != outside {
 		t.Errorf("a pod was answered %q; want %q", got, outside)
 	}
+	// The API is a service whose pod is the node.
+	d.Kubectl(t, "-n", "walled", "exec", "deployment/front", "--", "sh", "-c", "nc -w 10 kubernetes.default 443 </dev/null")
 	if r := d.Try(t, "", "slipway", "-f", file, "down", "-v"); r.Code != 0 {
 		t.Fatalf("%v", r)
 	}
