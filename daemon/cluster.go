@@ -45,7 +45,7 @@ type cluster struct {
 func (d *daemon) openStore(ctx context.Context) (err error) {
 	d.cluster.store, err = store.Open(ctx, store.Options{
 		Kinds: kinds.All(), Backend: store.Etcd(store.EtcdOptions{Dir: filepath.Join(d.DataDir, "etcd")}),
-		Log: d.Log.With("room", "store"), Default: api.Default,
+		Log: d.Log.With("room", "store"), Default: api.Default, HistoryAge: historyAge,
 	})
 	return err
 }

@@ -13,8 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleAfter is how long the daemon must not have worked when it counts as at rest.
-const settleAfter = 15 * time.Second
+const (
+	// settleAfter is how long the daemon must not have worked when it counts as at rest.
+	settleAfter = 15 * time.Second
+	// historyAge is how long the store remembers what happened, for watchers that come back.
+	historyAge = 5 * time.Minute
+	// forgottenAfter is when that has become garbage, too: the store looks every half minute.
+	forgottenAfter = historyAge + time.Minute
+)
 
 // Work is what makes the collector run so often; the probes of an idle cluster make it run every few seconds.
 const (
@@ -49,21 +55,25 @@ func settle(ctx context.Context, dataDir string) error {
 	collections := make(chan struct{}, 1)
 	hearCollections(ctx, collections)
 	var work labour
-	rest := time.NewTimer(settleAfter)
+	rest, oblivion := time.NewTimer(settleAfter), time.NewTimer(forgottenAfter)
 	defer rest.Stop()
+	defer oblivion.Stop()
 	for {
-		select {
+		select { // each timer fires once after work, and not again before there has been more
 		case <-ctx.Done():
 			return nil
 		case <-collections:
 			if work.collected(time.Now()) {
 				rest.Reset(settleAfter)
+				oblivion.Reset(forgottenAfter)
 			}
-		case <-rest.C: // and not again before there has been work
-			debug.FreeOSMemory()
-			if err := dropPages(ours); err != nil {
-				return err
-			}
+			continue
+		case <-rest.C:
+		case <-oblivion.C:
+		}
+		debug.FreeOSMemory()
+		if err := dropPages(ours); err != nil {
+			return err
 		}
 	}
 }
