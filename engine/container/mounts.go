@@ -47,35 +47,51 @@ func (m *Manager) userMount(ctx context.Context, c *instance, i int, mt *Mount) 
 				return specs.Mount{}, err
 			}
 		}
-		return m.bindMount(mt, dir), m.visible(dir)
+		return m.boundMount(c, i, mt, dir)
 	}
 	if err := bindSource(mt); err != nil {
 		return specs.Mount{}, err
 	}
-	return m.bindMount(mt, mt.Source), m.visible(mt.Source)
+	return m.boundMount(c, i, mt, mt.Source)
+}
+
+func (m *Manager) boundMount(c *instance, i int, mt *Mount, source string) (specs.Mount, error) {
+	source, err := m.seen(c, i, source)
+	return m.bindMount(mt, source), err
 }
 
 func (c *instance) useOf(mt *Mount) volume.Use {
 	return volume.Use{Container: c.id, Destination: mt.Target, ReadOnly: mt.ReadOnly}
 }
 
-// visible makes sure that the warden, in its own mount namespace, sees the same file as
-// we do. Where mounts do not propagate, one made after the warden's start is not there,
-// and the container would silently get the empty directory below it.
-func (m *Manager) visible(path string) error {
+// seen returns where the warden, in its own mount namespace, sees what we see at path. Where mounts do not propagate, one made after
+// the warden's start is not there, and the container would silently get the empty directory below it: then it is mounted once more,
+// for as long as the start takes, where they do.
+func (m *Manager) seen(c *instance, i int, path string) (string, error) {
+	if ok, err := m.visible(path); err != nil || ok {
+		return path, err
+	}
+	target := m.subpathPlace(c, i)
+	if err := volume.Bind(path, target); err != nil {
+		return "", fmt.Errorf("show %s to the warden: %w", path, err)
+	}
+	if ok, err := m.visible(target); err != nil || ok {
+		return target, err
+	}
+	return "", errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was mounted after Slipway's warden was started, and mounts do not propagate on this machine: run \"mount --make-rshared /\" before slipway serve", path))
+}
+
+func (m *Manager) visible(path string) (bool, error) {
 	w, ok := m.Warden.(interface{ Pid() int })
 	if !ok {
-		return nil
+		return true, nil
 	}
 	var here, there unix.Stat_t
 	if err := unix.Stat(path, &here); err != nil {
-		return &os.PathError{Op: "stat", Path: path, Err: err}
+		return false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	err := unix.Stat(fmt.Sprintf("/proc/%d/root%s", w.Pid(), path), &there)
-	if err == nil && here.Dev == there.Dev && here.Ino == there.Ino {
-		return nil
-	}
-	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was mounted after Slipway's warden was started, and mounts do not propagate on this machine: run \"mount --make-rshared /\" before slipway serve", path))
+	return err == nil && here.Dev == there.Dev && here.Ino == there.Ino, nil
 }
 
 func bindSource(mt *Mount) error {
@@ -92,7 +108,7 @@ func bindSource(mt *Mount) error {
 // subpath mounts a path inside a volume on a place of ours for as long as the start takes, and returns that place. Other
 // containers have the volume too, and a path that was looked at could lead anywhere by the time the warden mounts it.
 func (m *Manager) subpath(c *instance, i int, dir, sub string) (string, error) {
-	target := filepath.Join(m.subpaths(), fmt.Sprintf("%s-%d", c.id, i))
+	target := m.subpathPlace(c, i)
 	err := volume.BindSubpath(dir, sub, target, false)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("cannot access path %s: %v", filepath.Join(dir, sub), err))
@@ -100,16 +116,22 @@ func (m *Manager) subpath(c *instance, i int, dir, sub string) (string, error) {
 	return target, err
 }
 
-// subpaths is where parts of volumes are mounted while containers start.
+// subpaths is where parts of volumes, and what the warden does not see, are mounted while containers start.
 func (m *Manager) subpaths() string { return filepath.Join(filepath.Dir(m.Dir), "subpaths") }
 
-// dropSubpaths unmounts what subpath mounted: by now the container has mounts of its own, or failed to start.
+func (m *Manager) subpathPlace(c *instance, i int) string {
+	return filepath.Join(m.subpaths(), fmt.Sprintf("%s-%d", c.id, i))
+}
+
+// dropSubpaths unmounts what subpath and seen mounted: by now the container has mounts of its own, or failed to start.
 func (m *Manager) dropSubpaths(c *instance) {
-	for i, mt := range c.spec().Mounts {
-		if mt.Type == MountVolume && mt.Subpath != "" {
-			if err := dropSubpath(filepath.Join(m.subpaths(), fmt.Sprintf("%s-%d", c.id, i))); err != nil {
-				m.Log.Warn("part of a volume stays mounted until the next start", "container", c.id, "error", err)
-			}
+	for i := range c.spec().Mounts {
+		target := m.subpathPlace(c, i)
+		if _, err := os.Lstat(target); err != nil {
+			continue
+		}
+		if err := dropSubpath(target); err != nil {
+			m.Log.Warn("part of a volume stays mounted until the next start", "container", c.id, "error", err)
 		}
 	}
 }

@@ -20,6 +20,20 @@ func BindSubpath(root, sub, target string, create bool) error {
 		return err
 	}
 	defer source.Close()
+	return bind(source, target, 0)
+}
+
+// Bind mounts path, with what is mounted below it, on target too.
+func Bind(path, target string) error {
+	source, err := os.OpenFile(path, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	return bind(source, target, unix.MS_REC)
+}
+
+func bind(source *os.File, target string, recursive uintptr) error {
 	info, err := source.Stat()
 	if err != nil {
 		return err
@@ -27,11 +41,11 @@ func BindSubpath(root, sub, target string, create bool) error {
 	if err := makeTarget(target, info.IsDir()); err != nil {
 		return err
 	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", source.Fd()), target, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", source.Fd()), target, "", unix.MS_BIND|recursive, ""); err != nil {
 		return fmt.Errorf("bind mount: %w", err)
 	}
 	// A slave: what is unmounted here later stays mounted where it comes from.
-	if err := unix.Mount("", target, "", unix.MS_SLAVE, ""); err != nil {
+	if err := unix.Mount("", target, "", unix.MS_SLAVE|recursive, ""); err != nil {
 		return fmt.Errorf("bind mount: %w", err)
 	}
 	return nil
