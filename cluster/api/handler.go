@@ -210,6 +210,12 @@ func (c *call) dispatch() {
 		c.s.serveOther(c.w, c.req)
 		return
 	}
+	if c.info.APIGroup == usageVersion.Group {
+		if err := c.s.usage.serve(c.w, c.req, c.info); err != nil {
+			c.fail(err)
+		}
+		return
+	}
 	r, ok := c.s.find(c.info)
 	if !ok && asksForCRDs(c.info) {
 		writeJSON(c.w, noCRDs)

@@ -12,11 +12,15 @@ import (
 
 var update = flag.Bool("update", false, "rewrite openapi/served.txt")
 
-// The documents describe what is served: no more, no less.
+// The documents describe what is served: no more, no less but for metrics.k8s.io, which upstream's leave to an add-on. Nobody
+// writes its objects, so no client needs its schemas.
 func TestOpenAPIDescribesWhatIsServed(t *testing.T) {
 	i := start(t)
 	var lines []string
 	for gv, list := range i.discovery.resources {
+		if gv == usageVersion {
+			continue
+		}
 		prefix := "apis/" + gv.String()
 		if gv.Group == "" {
 			prefix = "api/" + gv.Version

@@ -63,6 +63,7 @@ type Server struct {
 	discovery  *discoveryDocs
 	openapi    http.Handler
 	kubelets   *kubelets
+	usage      *usage
 	admission  *admissionChain
 	metrics    *metrics
 	load       load
@@ -128,6 +129,7 @@ func (s *Server) assemble() error {
 		return err
 	}
 	s.kubelets = &kubelets{dial: o.DialNode, objs: o.Store, transports: map[string]*http.Transport{}}
+	s.usage = newUsage(s.kubelets, o.Store)
 	addresses, err := newAddresses(o.Store, o.ServiceRange)
 	if err != nil {
 		return err
@@ -186,6 +188,7 @@ func (s *Server) install(b *builder, groups map[schema.GroupVersion]group) error
 			}
 		}
 	}
+	byGroup[usageVersion] = usageResources()
 	var err error
 	s.discovery, err = newDiscovery(byGroup)
 	s.openapi = openapi.NewHandler()

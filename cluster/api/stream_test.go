@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,20 @@ import (
 
 // kubelet answers like a node's agent, without any container: exec runs the words of its
 // command by a few rules.
-type kubelet struct{ release chan struct{} }
+type kubelet struct {
+	release chan struct{}
+	asked   atomic.Int64 // for figures
+	uid     atomic.Value // of pod a
+}
+
+// figures are stats/summary: from one answer to the next the node uses a second of processor time, and pod a a quarter.
+func (k *kubelet) figures() string {
+	n := k.asked.Add(1)
+	uid, _ := k.uid.Load().(string)
+	return fmt.Sprintf(`{"node":{"nodeName":"n1","cpu":{"usageCoreNanoSeconds":%d},"memory":{"workingSetBytes":3145728}},"pods":[
+		{"podRef":{"namespace":"default","name":"a","uid":%q},"containers":[{"name":"c","cpu":{"usageCoreNanoSeconds":%d},"memory":{"workingSetBytes":2048}}]},
+		{"podRef":{"namespace":"default","name":"gone","uid":"x"},"containers":[{"name":"c","cpu":{"usageCoreNanoSeconds":1},"memory":{"workingSetBytes":1}}]}]}`, n*1e9, uid, n*250e6)
+}
 
 func (k *kubelet) handler() http.Handler {
 	mux := http.NewServeMux()
@@ -48,7 +62,7 @@ func (k *kubelet) handler() http.Handler {
 		criremote.ServeExec(w, req, k, req.PathValue("pod"), "", req.PathValue("container"), req.URL.Query()["command"], opts,
 			time.Minute, time.Minute, criremote.SupportedStreamingProtocols)
 	})
-	mux.HandleFunc("GET /stats/summary", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "figures") })
+	mux.HandleFunc("GET /stats/summary", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, k.figures()) })
 	mux.HandleFunc("/portForward/{ns}/{pod}", func(w http.ResponseWriter, req *http.Request) {
 		opts, err := portforward.NewV4Options(req)
 		if err != nil {
@@ -104,6 +118,7 @@ func withKubelet(t *testing.T) (*instance, *kubelet) {
 		t.Fatal(err)
 	}
 	pod, _ := store.Get[*corev1.Pod](i.store, podResource, "default", "a")
+	k.uid.Store(string(pod.UID))
 	pod = store.Copy(pod)
 	pod.Status.Phase = corev1.PodRunning
 	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", Image: "nginx", ImageID: "x", ContainerID: "slipway://1", Ready: true, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
@@ -221,11 +236,11 @@ func TestNodeProxy(t *testing.T) {
 		code         int
 		want         string
 	}{
-		{admin, "GET", "n1/proxy/stats/summary", 200, "figures"},
-		{admin, "GET", "n1/proxy/stats/summary/", 200, "figures"},
-		{admin, "GET", "n1:10250/proxy/stats/summary", 200, "figures"},
-		{admin, "GET", "https:n1:10250/proxy/stats/summary?only_cpu_and_memory=true", 200, "figures"},
-		{i.as(t, "ann"), "GET", "n1/proxy/stats/summary", 200, "figures"},
+		{admin, "GET", "n1/proxy/stats/summary", 200, `"nodeName":"n1"`},
+		{admin, "GET", "n1/proxy/stats/summary/", 200, `"nodeName":"n1"`},
+		{admin, "GET", "n1:10250/proxy/stats/summary", 200, `"nodeName":"n1"`},
+		{admin, "GET", "https:n1:10250/proxy/stats/summary?only_cpu_and_memory=true", 200, `"nodeName":"n1"`},
+		{i.as(t, "ann"), "GET", "n1/proxy/stats/summary", 200, `"nodeName":"n1"`},
 		{i.as(t, "bob"), "GET", "n1/proxy/stats/summary", 403, `nodes "n1" is forbidden: User "bob" cannot get resource "nodes/proxy" in API group "" at the cluster scope`},
 		{i.as(t, "ann"), "POST", "n1/proxy/stats/summary", 403, `nodes "n1" is forbidden: User "ann" cannot create resource "nodes/proxy" in API group "" at the cluster scope`},
 		{admin, "POST", "n1/proxy/stats/summary", 405, "the kubelet of node n1 is only read through its proxy: POST is not allowed"},
@@ -239,6 +254,49 @@ func TestNodeProxy(t *testing.T) {
 		if code, got := i.ask(t, tt.client, tt.method, "/api/v1/nodes/"+tt.path, ""); code != tt.code || !strings.Contains(got, tt.want) {
 			t.Errorf("%s %s answers %d, %s; want %d, %s", tt.method, tt.path, code, got, tt.code, tt.want)
 		}
+	}
+}
+
+// kubectl top reads what nodes and pods use: rates between two readings, and no pod that is not there.
+func TestUsage(t *testing.T) {
+	i, _ := withKubelet(t)
+	now := time.Now()
+	i.usage.clock = func() time.Time { now = now.Add(500 * time.Millisecond); return now } // a request looks at it three or four times
+	i.usage.window = 0
+	admin := i.http(t)
+	const group = "/apis/metrics.k8s.io/v1beta1"
+	for _, tt := range []struct {
+		client *http.Client
+		path   string
+		code   int
+		want   string
+	}{
+		{admin, group + "/nodes", 200, `"kind": "NodeMetricsList"`},
+		{admin, group + "/nodes/n1", 200, `"memory": "3Mi"`},
+		{admin, group + "/nodes/n2", 404, `nodes.metrics.k8s.io "n2" not found`},
+		{admin, group + "/pods", 200, `"memory": "2Ki"`},
+		{admin, group + "/namespaces/default/pods", 200, `"name": "a"`},
+		{admin, group + "/namespaces/default/pods?labelSelector=x%3Dy", 200, `"items": []`},
+		{admin, group + "/namespaces/default/pods?fieldSelector=metadata.name%3Da", 200, `"name": "a"`},
+		{admin, group + "/namespaces/default/pods?fieldSelector=metadata.name%3Db", 200, `"items": []`},
+		{admin, group + "/namespaces/default/pods?fieldSelector=status.phase%3DRunning", 400, "field label not supported: status.phase"},
+		{admin, group + "/namespaces/kube-system/pods", 200, `"items": []`},
+		{admin, group + "/namespaces/default/pods/a", 200, `"kind": "PodMetrics"`},
+		{admin, group + "/namespaces/default/pods/gone", 404, `pods.metrics.k8s.io "gone" not found`},
+		{admin, group + "/namespaces/default/pods?watch=1", 405, `watch is not supported on resources of kind "pods.metrics.k8s.io"`},
+		{admin, group + "/namespaces/default/services", 404, "the server could not find the requested resource"},
+		{i.as(t, "bob"), group + "/nodes", 403, `nodes.metrics.k8s.io is forbidden: User "bob" cannot list resource "nodes" in API group "metrics.k8s.io" at the cluster scope`},
+	} {
+		if code, got := i.ask(t, tt.client, "GET", tt.path, ""); code != tt.code || !strings.Contains(got, tt.want) || strings.Contains(got, `"name": "gone"`) {
+			t.Errorf("GET %s answers %d, %s; want %d, %s", tt.path, code, got, tt.code, tt.want)
+		}
+	}
+	// A second of processor time lies between two readings; the clock is looked at three times between those of two requests.
+	if out, err := i.kubectl(t, "", "top", "pods", "--containers", "--no-headers"); err != nil || strings.Join(strings.Fields(out), " ") != "a c 167m 0Mi" {
+		t.Errorf("kubectl top pods prints %q, %v; want a c 167m 0Mi", out, err)
+	}
+	if out, err := i.kubectl(t, "", "top", "nodes", "--no-headers"); err != nil || !strings.HasPrefix(strings.Join(strings.Fields(out), " "), "n1 667m") {
+		t.Errorf("kubectl top nodes prints %q, %v; want 667m of n1", out, err)
 	}
 }
 

@@ -412,6 +412,8 @@ spec:
 	if got := raw("healthz"); got != "ok" {
 		t.Errorf("the kubelet's health is %q; want ok", got)
 	}
+	says(t, d.Kubectl(t, "top", "pods", "-n", ns, "--containers"), "POD NAME CPU(cores) MEMORY(bytes)", "busy c ")
+	says(t, d.Kubectl(t, "top", "nodes"), "NAME CPU(cores) CPU", pod.Spec.NodeName+" ")
 }
 
 func security(t *testing.T, d *harness.Daemon, ns string) {
@@ -594,7 +596,9 @@ spec: {nodeSelector: {disk: ssd}, containers: [{name: c, image: base:1, command:
 			return len(p.Status.Conditions) > 0 && p.Status.Conditions[0].Reason == corev1.PodReasonUnschedulable
 		})
 		says(t, p.Status.Conditions[0].Message, want)
-		tells(t, func() string { return d.Kubectl(t, "get", "events", "-n", ns, "--field-selector", "involvedObject.name="+pod) }, "FailedScheduling", want)
+		tells(t, func() string {
+			return d.Kubectl(t, "get", "events", "-n", ns, "--field-selector", "involvedObject.name="+pod)
+		}, "FailedScheduling", want)
 	}
 	d.Kubectl(t, "label", "node", "--all", "disk=ssd")
 	d.AwaitPod(t, ns, "picky", "ready", harness.Ready)
