@@ -134,11 +134,17 @@ func (w *work) begin() {
 }
 
 func failed(p *corev1.Pod, j *batchv1.Job) bool {
-	if p.Status.Phase == corev1.PodFailed {
-		return true
-	}
-	onlyFailed := j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
-	return !onlyFailed && p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded
+	return p.Status.Phase == corev1.PodFailed || !onlyFailed(j) && terminating(p)
+}
+
+// onlyFailed says whether a pod is replaced when it has ended, and not as soon as it begins to.
+func onlyFailed(j *batchv1.Job) bool {
+	return j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
+}
+
+// terminating says whether a pod is being deleted and has not ended.
+func terminating(p *corev1.Pod) bool {
+	return p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
 }
 
 // count moves pods through the two steps of being counted, and sums up.
@@ -227,7 +233,7 @@ func (w *work) keepLastFailures() {
 
 // actives counts the pods that run or will.
 func (w *work) actives() {
-	ready, terminating := int32(0), int32(0)
+	ready, leaving := int32(0), int32(0)
 	for _, p := range w.pods {
 		switch {
 		case controller.Active(p):
@@ -235,11 +241,11 @@ func (w *work) actives() {
 			if controller.Ready(p) {
 				ready++
 			}
-		case p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed:
-			terminating++
+		case terminating(p):
+			leaving++
 		}
 	}
-	w.s.Active, w.s.Ready, w.s.Terminating = int32(len(w.active)), &ready, &terminating
+	w.s.Active, w.s.Ready, w.s.Terminating = int32(len(w.active)), &ready, &leaving
 }
 
 // outcome is how a job ends.
@@ -392,17 +398,11 @@ func (w *work) end(o outcome) {
 func (w *work) fill() {
 	want := w.wanted()
 	active := int32(len(w.active))
-	if active > want {
-		onNode := map[string]int{}
-		for _, p := range w.active {
-			onNode[p.Spec.NodeName]++
-		}
-		slices.SortStableFunc(w.active, func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode) })
-		w.plan.remove = w.active[:active-want]
+	if w.plan.remove = w.surplus(max(0, int(active-want))); len(w.plan.remove) > 0 {
 		return
 	}
 	missing := min(want-active, burst)
-	if onlyFailed := w.j.Spec.PodReplacementPolicy; onlyFailed != nil && *onlyFailed == batchv1.Failed {
+	if onlyFailed(w.j) {
 		missing -= *w.s.Terminating
 	}
 	if missing <= 0 {
@@ -425,6 +425,32 @@ func (w *work) fill() {
 	for range missing {
 		w.plan.create = append(w.plan.create, newPod(w.j))
 	}
+}
+
+// surplus are the pods to delete when so many are over: first those of an indexed job whose index is none of its own, or is
+// another pod's too.
+func (w *work) surplus(over int) (out []*corev1.Pod) {
+	if over == 0 && !indexed(w.j) {
+		return nil
+	}
+	onNode := map[string]int{}
+	for _, p := range w.active {
+		onNode[p.Spec.NodeName]++
+	}
+	left := slices.SortedStableFunc(slices.Values(w.active), func(a, b *corev1.Pod) int { return controller.DeletionOrder(a, b, onNode) })
+	if indexed(w.j) {
+		taken := map[int32]bool{}
+		for k := len(left) - 1; k >= 0; k-- { // who would be deleted last keeps the index
+			i, ok := indexOf(left[k])
+			if ok && i < completions(w.j) && !taken[i] {
+				taken[i] = true
+				continue
+			}
+			out = append(out, left[k])
+			left = slices.Delete(left, k, k+1)
+		}
+	}
+	return append(out, left[:max(0, over-len(out))]...)
 }
 
 // fillIndexes makes each index wait for its own failures only.
@@ -518,8 +544,8 @@ func indexOf(p *corev1.Pod) (int32, bool) {
 // freeIndexes are the first indexes that neither are done nor have a pod.
 func (w *work) freeIndexes(n int) []int32 {
 	busy := map[int32]bool{}
-	for _, p := range w.active {
-		if i, ok := indexOf(p); ok {
+	for _, p := range w.pods {
+		if i, ok := indexOf(p); ok && (controller.Active(p) || onlyFailed(w.j) && terminating(p)) {
 			busy[i] = true
 		}
 	}

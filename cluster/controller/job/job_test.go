@@ -285,3 +285,65 @@ func TestAdoptedPodsAreCounted(t *testing.T) {
 		}
 	})
 }
+
+// running is each index with what runs for it: "-" for a pod on its way out.
+func running(c *controllertest.Cluster) string {
+	var out []string
+	for _, p := range c.Pods("shop") {
+		mark := ""
+		if p.DeletionTimestamp != nil {
+			mark = "-"
+		}
+		if p.Status.Phase != corev1.PodFailed && p.Status.Phase != corev1.PodSucceeded {
+			out = append(out, p.Annotations[batchv1.JobCompletionIndexAnnotation]+mark)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+func indexedJob(completions, parallelism int32) *batchv1.Job {
+	mode := batchv1.IndexedCompletion
+	return newJob(size(completions, parallelism), func(j *batchv1.Job) { j.Spec.CompletionMode = &mode })
+}
+
+func TestNoIndexRunsTwiceAtOnce(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.Start(job.New(c.Deps))
+		c.StartKubelet(&controllertest.Kubelet{Bind: "n1", StopAfter: time.Minute})
+		j := indexedJob(3, 2)
+		policy := batchv1.Failed
+		j.Spec.PodReplacementPolicy = &policy
+		j = controllertest.Create(c, j)
+		c.Sleep(time.Second)
+		for _, p := range c.Pods("shop") {
+			if p.Annotations[batchv1.JobCompletionIndexAnnotation] == "0" {
+				c.Delete(p, "")
+			}
+		}
+		controllertest.Edit(c, j, func(j *batchv1.Job) { *j.Spec.Parallelism = 3 })
+		c.Sleep(time.Second)
+		if got, want := running(c), "0- 1 2"; got != want {
+			t.Errorf("while the pod of index 0 ends, %s run; want %s", got, want)
+		}
+	})
+}
+
+func TestIndexesBeyondTheJobGoFirst(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		c.Start(job.New(c.Deps))
+		c.StartKubelet(&controllertest.Kubelet{Bind: "n1"})
+		j := controllertest.Create(c, indexedJob(4, 4))
+		c.Sleep(time.Second)
+		for _, p := range c.Pods("shop") { // the cheapest to delete are those that have to stay
+			if i := p.Annotations[batchv1.JobCompletionIndexAnnotation]; i == "0" || i == "1" {
+				controllertest.Edit(c, p, func(p *corev1.Pod) { p.Annotations[corev1.PodDeletionCost] = "-1" })
+			}
+		}
+		controllertest.Edit(c, j, func(j *batchv1.Job) { *j.Spec.Completions, *j.Spec.Parallelism = 2, 2 })
+		c.Sleep(time.Second)
+		if got, want := running(c), "0 1"; got != want {
+			t.Errorf("after shrinking to two, %s run; want %s", got, want)
+		}
+	})
+}
