@@ -271,6 +271,33 @@ func TestWaitingPodsTryAgainWhenSomethingChanges(t *testing.T) {
 	}
 }
 
+// TestOnePodAtATime: what asks for ReadWriteOncePod is written by one pod, however many ask for it.
+func TestOnePodAtATime(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		start(c, node("a"))
+		controllertest.Create(c, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}})
+		controllertest.Create(c, &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data"},
+			Spec:       corev1.PersistentVolumeClaimSpec{VolumeName: "pv", AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}},
+			Status:     corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound},
+		})
+		first := controllertest.Create(c, pod("first", "1", "1Gi", claim("data")))
+		controllertest.Create(c, pod("second", "1", "1Gi", claim("data")))
+		c.Sleep(time.Minute)
+		if got := where(c); got != "first@a second@" {
+			t.Errorf("pods are at %s; want the second to wait", got)
+		}
+		if got, want := c.Events("second"), "FailedScheduling: 0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."; got != want {
+			t.Errorf("events = %s; want %s", got, want)
+		}
+		controllertest.EditStatus(c, first, func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })
+		c.Sleep(time.Minute)
+		if got := where(c); got != "first@a second@a" {
+			t.Errorf("pods are at %s; want the second to follow the first", got)
+		}
+	})
+}
+
 func TestHigherPriorityGoesFirst(t *testing.T) {
 	controllertest.Run(t, func(c *controllertest.Cluster) {
 		low, high := int32(1), int32(1000)

@@ -396,23 +396,30 @@ func (f *search) choose() int {
 
 // findVolumes finds where the pod's claims are; an error is a pod that has to wait for one.
 func (f *search) findVolumes() error {
-	pod := f.p.pod
-	for i := range pod.Spec.Volumes {
-		v := &pod.Spec.Volumes[i]
-		var name string
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			name = v.PersistentVolumeClaim.ClaimName
-		case v.Ephemeral != nil:
-			name = pod.Name + "-" + v.Name
-		default:
-			continue
-		}
+	for _, name := range claimsOf(f.p.pod) {
 		if err := f.findVolume(name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// claimsOf names the claims that a pod mounts.
+func claimsOf(pod *corev1.Pod) (names []string) {
+	for i := range pod.Spec.Volumes {
+		switch v := &pod.Spec.Volumes[i]; {
+		case v.PersistentVolumeClaim != nil:
+			names = append(names, v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			names = append(names, pod.Name+"-"+v.Name)
+		}
+	}
+	return names
+}
+
+// mounted says whether a pod that has a node mounts a claim of this pod's namespace.
+func (f *search) mounted(claim string) bool {
+	return slices.ContainsFunc(f.s.spaces[f.p.pod.Namespace], func(q *podInfo) bool { return slices.Contains(claimsOf(q.pod), claim) })
 }
 
 func (f *search) findVolume(claim string) error {
@@ -429,6 +436,9 @@ func (f *search) findVolume(claim string) error {
 	pv, ok := store.Get[*corev1.PersistentVolume](f.reader, kinds.PersistentVolumes, "", pvc.Spec.VolumeName)
 	if !ok {
 		return fmt.Errorf("persistentvolume %q not found", pvc.Spec.VolumeName)
+	}
+	if slices.Contains(pvc.Spec.AccessModes, corev1.ReadWriteOncePod) && f.mounted(claim) {
+		return fmt.Errorf("%d node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode", f.s.alive)
 	}
 	if pv.Spec.NodeAffinity != nil && pv.Spec.NodeAffinity.Required != nil {
 		f.volumes = append(f.volumes, *nodeaffinity.NewLazyErrorNodeSelector(pv.Spec.NodeAffinity.Required))
