@@ -52,6 +52,11 @@ func TestPodsThatAskForWhatNobodyGivesAreRefused(t *testing.T) {
 		},
 		"every node of this cluster runs linux, not windows":     func(s *corev1.PodSpec) { s.OS = &corev1.PodOS{Name: corev1.Windows} },
 		"nodes of this cluster have no user namespaces for pods": func(s *corev1.PodSpec) { s.HostUsers = &no },
+		"spec.volumes[0].ephemeral: this cluster makes no claims for pods": func(s *corev1.PodSpec) {
+			s.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{
+				Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+					Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: quantity.MustParse("1Gi")}}}}}}}}
+		},
 	} {
 		pod := podOf("a")
 		for c := range pod.Spec.Containers {

@@ -31,6 +31,7 @@ func (abilities) admit(_ context.Context, a admission.Attributes) error {
 		return nil
 	}
 	spec := &pod.Spec
+	ephemeral := slices.IndexFunc(spec.Volumes, func(v core.Volume) bool { return v.Ephemeral != nil })
 	var err error
 	switch {
 	case spec.RuntimeClassName != nil && *spec.RuntimeClassName != "":
@@ -41,6 +42,8 @@ func (abilities) admit(_ context.Context, a admission.Attributes) error {
 		err = fmt.Errorf("pod rejected: spec.os.name: every node of this cluster runs linux, not %s", spec.OS.Name)
 	case spec.HostUsers != nil && !*spec.HostUsers:
 		err = fmt.Errorf("pod rejected: spec.hostUsers: nodes of this cluster have no user namespaces for pods: leave it out, or set it to true")
+	case ephemeral >= 0: // it would wait for a claim that nobody makes
+		err = fmt.Errorf("pod rejected: spec.volumes[%d].ephemeral: this cluster makes no claims for pods: make one and name it, or use an emptyDir", ephemeral)
 	default:
 		return nil
 	}
