@@ -170,7 +170,8 @@ func (m *Manager) joinPending(c *instance, first Stream) {
 	m.goes(t.run)
 }
 
-func (c *instance) failPendingLocked(err error) {
+// endPendingLocked turns away those who attached before a start that will not come.
+func (c *instance) endPendingLocked(err error) {
 	for _, j := range c.pending {
 		j.ch <- joined{err: err}
 	}

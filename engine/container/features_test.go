@@ -260,6 +260,22 @@ func TestAttachBeforeStartLosesNothing(t *testing.T) {
 	}
 }
 
+func TestAttachIsSilentAboutAFailedStart(t *testing.T) {
+	m := newMachine(t)
+	i := m.create(Spec{Cmd: []string{"nonesuch"}})
+	attached, end := make(chan bool), make(chan error, 1)
+	go func() {
+		end <- m.Attach(t.Context(), i.ID, AttachOptions{Stdout: io.Discard, Stream: true, Attached: func() { close(attached) }})
+	}()
+	<-attached
+	if err := m.Start(t.Context(), i.ID); err == nil {
+		t.Error("a command that is not there was started")
+	}
+	if err := <-end; err != nil {
+		t.Errorf("attached before a start that failed: %v; want a quiet end, because the start says it", err)
+	}
+}
+
 func TestAttachToRunningRefusesWhatHasEnded(t *testing.T) {
 	m := newMachine(t)
 	i := m.run(Spec{Cmd: []string{"true"}})

@@ -107,7 +107,7 @@ func (m *Manager) removeLocked(c *instance, volumes bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.notifyLocked(status, func(WaitCondition) bool { return true })
-	c.failPendingLocked(errdefs.ErrNotFound.WithMessage("No such container: " + c.id))
+	c.endPendingLocked(errdefs.ErrNotFound.WithMessage("No such container: " + c.id))
 }
 
 // erase deletes record and files of a removed container. The record goes first: a

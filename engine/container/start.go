@@ -336,7 +336,7 @@ func (m *Manager) startFailed(ctx context.Context, c *instance, conn *connection
 		m.Log.Warn("state is not saved", "container", c.id, "error", err)
 	}
 	c.notifyLocked(ExitStatus{Code: code}, func(w WaitCondition) bool { return w != WaitRemoved })
-	c.failPendingLocked(cause)
+	c.endPendingLocked(nil) // who started it is told why; on a terminal it would be printed twice
 	c.mu.Unlock()
 	m.reaper.add(func() { m.cleanRun(c, conn, cleaned) })
 	if c.spec().AutoRemove {
