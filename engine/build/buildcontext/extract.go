@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -164,12 +165,43 @@ func (x *extractor) run() error {
 			return err
 		}
 	}
-	for i := len(x.dirs) - 1; i >= 0; i-- {
-		if err := setTime(x.dirs[i].path, x.dirs[i].at); err != nil && !errors.Is(err, os.ErrNotExist) {
+	return x.dirTimes()
+}
+
+// dirTimes gives directories their times, those made last first. A later entry may have
+// put a symbolic link in the place of one, or on the way to it: what such a path leads to
+// now was never this archive's.
+func (x *extractor) dirTimes() error {
+	root, err := os.OpenFile(x.root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, dir := range slices.Backward(x.dirs) {
+		if err := dir.set(root); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (d dirTime) set(root *os.File) error {
+	rel, err := filepath.Rel(root.Name(), d.path)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Openat2(int(root.Fd()), rel, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return nil // replaced
+	case err != nil:
+		return &os.PathError{Op: "open", Path: d.path, Err: err}
+	}
+	defer unix.Close(fd)
+	return setTime(fmt.Sprintf("/proc/self/fd/%d/.", fd), d.at)
 }
 
 // ratio refuses an archive that has become too much larger than what was sent. Sparse

@@ -146,6 +146,39 @@ func TestFollowedParentsStayInside(t *testing.T) {
 	}
 }
 
+// A directory's time is set last of all, when a later entry may have put a symbolic link
+// on the way to it.
+func TestDirectoryTimesStayInside(t *testing.T) {
+	for name, opts := range map[string]Options{"context": {}, "ADD": {KeepOwner: true, FollowParents: true}} {
+		t.Run(name, func(t *testing.T) {
+			outside := t.TempDir()
+			victim := filepath.Join(outside, "victim")
+			if err := os.Mkdir(victim, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			old, made := time.Unix(1_000_000_000, 0), time.Unix(1_500_000_000, 0)
+			if err := os.Chtimes(victim, old, old); err != nil {
+				t.Fatal(err)
+			}
+			kept, lost := dir("kept"), dir("d/victim")
+			kept.ModTime, lost.ModTime = made, made
+			root := t.TempDir()
+			if err := Extract(t.Context(), bytes.NewReader(pack(t, kept, dir("d"), lost, link("d", outside))), root, opts); err != nil {
+				t.Fatal(err)
+			}
+			for p, want := range map[string]time.Time{victim: old, filepath.Join(root, "kept"): made} {
+				st, err := os.Stat(p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !st.ModTime().Equal(want) {
+					t.Errorf("%s has time %v, want %v", p, st.ModTime(), want)
+				}
+			}
+		})
+	}
+}
+
 func TestCompressions(t *testing.T) {
 	plain := pack(t, file("f", "content"))
 	for _, tt := range []struct {
