@@ -10,9 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/opencontainers/go-digest"
@@ -112,10 +114,13 @@ func New(ctx context.Context, o Options) (_ *Builder, err error) {
 			return nil, fmt.Errorf("open build cache: %w", err)
 		}
 	}
-	if b.contexts, err = buildcontext.Open(filepath.Join(o.Dir, "contexts"), b.o.Limits, b.o.Now, b.log); err != nil {
+	boot := bootID()
+	if b.contexts, err = buildcontext.Open(filepath.Join(o.Dir, "contexts"), b.o.Limits, boot, b.o.Now, b.log); err != nil {
 		return nil, err
 	}
-	if b.store, err = snapshot.Open(ctx, snapshot.Options{Dir: o.Dir, Images: o.Images, Contexts: b.contexts, Log: b.log, Now: b.o.Now}); err != nil {
+	if b.store, err = snapshot.Open(ctx, snapshot.Options{
+		Dir: o.Dir, Images: o.Images, Contexts: b.contexts, Boot: boot, Log: b.log, Now: b.o.Now,
+	}); err != nil {
 		return nil, err
 	}
 	if b.keys, err = bboltcachestorage.NewStore(filepath.Join(o.Dir, "keys.db")); err != nil {
@@ -130,6 +135,15 @@ func New(ctx context.Context, o Options) (_ *Builder, err error) {
 		}),
 	})
 	return b, nil
+}
+
+// bootID tells one boot of the machine from another.
+func bootID() string {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return identity.NewID() // unknown: believe nothing unsynced of an earlier process
+	}
+	return strings.TrimSpace(string(data))
 }
 
 func (b *Builder) runner() op.Runner {
@@ -157,6 +171,9 @@ func (b *Builder) closeStores() error {
 	}
 	if b.store != nil {
 		errs = append(errs, b.store.Close())
+	}
+	if b.contexts != nil {
+		b.contexts.Close()
 	}
 	return errors.Join(errs...)
 }

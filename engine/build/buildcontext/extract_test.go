@@ -339,13 +339,54 @@ func FuzzExtract(f *testing.F) {
 	})
 }
 
-func openStore(t testing.TB, dir string) *Store {
+func openStore(t testing.TB, dir string) *Store { return openIn(t, dir, "this boot") }
+
+func openIn(t testing.TB, dir, boot string) *Store {
 	t.Helper()
-	s, err := Open(dir, Limits{}, time.Now, slog.New(slog.DiscardHandler))
+	s, err := Open(dir, Limits{}, boot, time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(s.Close)
 	return s
+}
+
+// Trees are not forced to disk: after a power cut files of theirs may be empty, those of
+// the store's own too.
+func TestTreesOfAnotherBootAreNotBelieved(t *testing.T) {
+	d := t.TempDir()
+	s := openIn(t, d, "first boot")
+	ids := map[string]string{}
+	for _, body := range []string{"one", "two"} {
+		ref, err := s.Ingest(t.Context(), bytes.NewReader(pack(t, file("f", body))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[body] = ref.ID
+	}
+	s.Close()
+	again := openIn(t, d, "first boot")
+	if len(again.List()) != 2 {
+		t.Fatalf("reopened in the same boot: %v, want both trees", again.List())
+	}
+	again.Close()
+
+	for _, cut := range []string{filepath.Join(s.Root(ids["one"]), "f"), filepath.Join(d, ids["two"], "bytes")} {
+		if err := os.Truncate(cut, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := openIn(t, d, "second boot")
+	if len(after.List()) != 0 {
+		t.Errorf("reopened in another boot: %v, want no tree", after.List())
+	}
+	ref, err := after.Ingest(t.Context(), bytes.NewReader(pack(t, file("f", "one"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(after.Root(ref.ID), "f")); err != nil || string(got) != "one" {
+		t.Errorf("sent again: %q, %v", got, err)
+	}
 }
 
 func TestStoreKeepsEqualContextsOnce(t *testing.T) {

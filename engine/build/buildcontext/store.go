@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/patternmatcher"
@@ -26,9 +27,13 @@ import (
 type Store struct {
 	dir     string
 	limits  Limits
+	boot    string
 	log     *slog.Logger
 	now     func() time.Time
 	flights singleflight.Group
+
+	closing atomic.Bool
+	sweep   sync.WaitGroup
 
 	mu    sync.Mutex       // guards trees
 	trees map[string]*tree // by id, those on disk
@@ -41,10 +46,12 @@ type tree struct {
 	refs  int
 }
 
-// Open reads the store below dir, creating it when absent, and removes what an
-// interrupted run left half-made.
-func Open(dir string, limits Limits, now func() time.Time, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, limits: limits.orDefault(), log: log, now: now, trees: map[string]*tree{}}
+// Open reads the store below dir, creating it when absent. What an interrupted run left
+// half-made is removed meanwhile, and so are the trees of another boot of the machine than
+// the one that boot names: a tree is not forced to disk, as its archive can be sent again,
+// so a power cut may have left any of its files short.
+func Open(dir string, limits Limits, boot string, now func() time.Time, log *slog.Logger) (*Store, error) {
+	s := &Store{dir: dir, limits: limits.orDefault(), boot: boot, log: log, now: now, trees: map[string]*tree{}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open build context store: %w", err)
 	}
@@ -52,20 +59,49 @@ func Open(dir string, limits Limits, now func() time.Time, log *slog.Logger) (*S
 	if err != nil {
 		return nil, fmt.Errorf("open build context store: %w", err)
 	}
+	var left []string
 	for _, e := range entries {
-		if !isID(e.Name()) {
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return nil, fmt.Errorf("remove unfinished build context: %w", err)
+		p := filepath.Join(dir, e.Name())
+		if isID(e.Name()) {
+			t, err := s.readTree(p)
+			if err == nil {
+				s.trees[e.Name()] = t
+				continue
 			}
-			continue
+			log.Info("build context is dropped", "context", short(e.Name()), "reason", err)
+			if p, err = s.hide(e.Name()); err != nil {
+				return nil, fmt.Errorf("open build context store: %w", err)
+			}
 		}
-		t, err := readTree(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return nil, fmt.Errorf("open build context store: %w", err)
-		}
-		s.trees[e.Name()] = t
+		left = append(left, p)
 	}
+	s.sweep.Go(func() { s.removeAll(left) })
 	return s, nil
+}
+
+// Close waits until the store has stopped removing what Open found. What is then left is
+// for the next Open.
+func (s *Store) Close() {
+	s.closing.Store(true)
+	s.sweep.Wait()
+}
+
+func (s *Store) removeAll(paths []string) {
+	for _, p := range paths {
+		if s.closing.Load() {
+			return
+		}
+		if err := os.RemoveAll(p); err != nil {
+			s.log.Warn("an unfinished or old build context could not be removed", "err", err)
+		}
+	}
+}
+
+// hide renames a tree, so that its name is free for the same context, and returns what
+// is to be removed.
+func (s *Store) hide(id string) (string, error) {
+	gone := filepath.Join(s.dir, fmt.Sprintf(".gone-%s-%d", short(id), s.now().UnixNano()))
+	return gone, os.Rename(filepath.Join(s.dir, id), gone)
 }
 
 // isID tells a tree from something unfinished: only what is complete is renamed to its id.
@@ -74,7 +110,14 @@ func isID(name string) bool {
 }
 
 // readTree reads what is needed to account for a tree; its index is read on first use.
-func readTree(dir string) (*tree, error) {
+func (s *Store) readTree(dir string) (*tree, error) {
+	boot, err := os.ReadFile(filepath.Join(dir, "boot"))
+	if err != nil {
+		return nil, err
+	}
+	if string(boot) != s.boot {
+		return nil, errors.New("it was unpacked before the machine was started, and may not have reached the disk")
+	}
 	st, err := os.Stat(filepath.Join(dir, "bytes"))
 	if err != nil {
 		return nil, err
@@ -83,7 +126,7 @@ func readTree(dir string) (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+	n, err := strconv.ParseInt(string(data), 10, 64)
 	if err != nil {
 		return nil, fmt.Errorf("size of %s: %w", dir, err)
 	}
@@ -209,6 +252,9 @@ func (s *Store) unpack(ctx context.Context, spool io.Reader, id string) error {
 		return fmt.Errorf("unpack build context: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(tmp, "index.json"), data, 0o600); err != nil {
+		return fmt.Errorf("unpack build context: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(tmp, "boot"), []byte(s.boot), 0o600); err != nil {
 		return fmt.Errorf("unpack build context: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(tmp, "bytes"), strconv.AppendInt(nil, index.Bytes(), 10), 0o600); err != nil {
@@ -440,8 +486,7 @@ func (s *Store) Remove(id string) (bool, error) {
 	}
 	delete(s.trees, id)
 	// Renamed under the lock, so that a new upload of the same context finds the name free.
-	gone := filepath.Join(s.dir, fmt.Sprintf(".gone-%s-%d", short(id), s.now().UnixNano()))
-	err := os.Rename(filepath.Join(s.dir, id), gone)
+	gone, err := s.hide(id)
 	s.mu.Unlock()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, fmt.Errorf("remove build context: %w", err)

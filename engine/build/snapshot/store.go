@@ -51,6 +51,7 @@ type Options struct {
 	Dir      string // private directory
 	Images   Images
 	Contexts *buildcontext.Store
+	Boot     string // names this boot of the machine
 	Log      *slog.Logger
 	Now      func() time.Time
 }
@@ -94,7 +95,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		images: o.Images, contexts: o.Contexts, log: o.Log, now: o.Now,
 		mounts: filepath.Join(o.Dir, "mounts"), records: map[string]*record{},
-		boot: bootID(), views: newViews(o.Images),
+		boot: o.Boot, views: newViews(o.Images),
 	}
 	if err := sweep(s.mounts); err != nil {
 		return nil, fmt.Errorf("open build cache: %w", err)
@@ -141,15 +142,6 @@ func sweep(dir string) error {
 		}
 	}
 	return nil
-}
-
-// bootID tells one boot of the machine from another.
-func bootID() string {
-	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return identity.NewID() // unknown: believe nothing unsynced of an earlier process
-	}
-	return strings.TrimSpace(string(data))
 }
 
 func (s *Store) openLease(ctx context.Context) error {
