@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/moby/buildkit/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 
 	"slipway.dev/slipway/engine/build"
 	"slipway.dev/slipway/engine/image"
@@ -69,6 +71,48 @@ func (x *bench) close() {
 	}
 	if err := x.images.Close(); err != nil {
 		x.Errorf("close images: %v", err)
+	}
+}
+
+// TestDamagedCacheRecords checks that records a power cut spoiled cost their results, and
+// are gone.
+func TestDamagedCacheRecords(t *testing.T) {
+	x := newBench(t)
+	f := files{"Dockerfile": "FROM scratch\nCOPY a /a\nCOPY b /b\n", "a": "1", "b": "2"}
+	x.mustBuild(request(f))
+	x.close()
+	spoilRecords(t, filepath.Join(x.dir, "build", "results.db"))
+	x.open()
+	for _, want := range []bool{true, false} {
+		_, p := x.mustBuild(request(f))
+		if ran := len(p.ran()) > 0; ran != want {
+			t.Errorf("ran %q; steps should run: %v", p.ran(), want)
+		}
+	}
+}
+
+// spoilRecords cuts every record of the closed build cache short.
+func spoilRecords(t *testing.T, path string) {
+	t.Helper()
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	records := map[string][]byte{}
+	err = db.Update(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte("results"))
+		err := b.ForEach(func(k, v []byte) error {
+			records[string(k)] = bytes.Clone(v[:len(v)/2])
+			return nil
+		})
+		for k, v := range records {
+			err = errors.Join(err, b.Put([]byte(k), v))
+		}
+		return err
+	})
+	if err != nil || len(records) == 0 {
+		t.Fatalf("spoil the build cache: %d records, %v", len(records), err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -157,20 +158,29 @@ func (s *Store) scope(ctx context.Context) context.Context {
 	return leases.WithLease(s.images.Context(ctx), leaseID)
 }
 
+// load reads all records. The database is not forced to disk, so a power cut may have
+// left a record that cannot be read: its result is lost, which costs a rebuild.
 func (s *Store) load() error {
 	return s.db.Update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(bucketResults)
 		if err != nil {
 			return err
 		}
-		return b.ForEach(func(k, v []byte) error {
+		var damaged [][]byte
+		err = b.ForEach(func(k, v []byte) error {
 			r := &record{saved: true}
-			if err := json.Unmarshal(v, r); err != nil {
-				return fmt.Errorf("record %s is damaged: %w", k, err)
+			if err := json.Unmarshal(v, r); err != nil || r.ID != string(k) {
+				s.log.Warn("a damaged record of the build cache is dropped", "record", string(k), "err", err)
+				damaged = append(damaged, bytes.Clone(k))
+				return nil
 			}
 			s.records[r.ID] = r
 			return nil
 		})
+		for _, k := range damaged {
+			err = errors.Join(err, b.Delete(k))
+		}
+		return err
 	})
 }
 
