@@ -194,6 +194,10 @@ func (c *Client) greet(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
+	if c.wire == nil { // lost behind the last reply: nothing is ready
+		c.mu.Unlock()
+		return unavailable(errLost)
+	}
 	c.hello = reply
 	for key, h := range c.held {
 		if h.stale {
