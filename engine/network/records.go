@@ -60,26 +60,28 @@ func (r records) put(kind, id string, v any, durable bool) error {
 	return nil
 }
 
+// writeFile puts a whole file in the place of another: a process that dies meanwhile, or
+// finds the disk full, leaves the one there was.
 func writeFile(path string, b []byte, durable bool) error {
-	if !durable {
-		return os.WriteFile(path, b, 0o600) // a process that dies in between leaves it empty, see load
-	}
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	if err == nil {
+	if err == nil && durable {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return syncDir(filepath.Dir(path))
+	if durable {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
 }
 
 func syncDir(dir string) error {
@@ -101,8 +103,9 @@ func (r records) remove(kind, id string, durable bool) error {
 	return nil
 }
 
-// load reads all records of a kind. A damaged one is an error that names the file:
-// a network that silently vanished would take its containers' addresses with it.
+// load reads all records of a kind, and removes what was only being written. A damaged one
+// is an error that names the file: a network that silently vanished would take its
+// containers' addresses with it.
 func load[T any](r records, kind string) (map[string]T, error) {
 	entries, err := os.ReadDir(filepath.Join(r.dir, kind))
 	if err != nil {
@@ -112,11 +115,14 @@ func load[T any](r records, kind string) (map[string]T, error) {
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".json")
 		if !ok {
+			if err := os.Remove(filepath.Join(r.dir, kind, e.Name())); err != nil {
+				return nil, fmt.Errorf("remove an unfinished network record: %w", err)
+			}
 			continue
 		}
 		v, err := loadOne[T](r, kind, id)
 		if errors.Is(err, io.ErrUnexpectedEOF) && kind != kindNetwork {
-			continue // an endpoint that was just being made; networks are renamed into place
+			continue // written just before a power cut, which only networks are to survive
 		}
 		if err != nil {
 			return nil, err
