@@ -135,7 +135,7 @@ func (h *hostFirewall) restoreTable() error {
 		return err
 	}
 	h.m.log.Warn("packet table was removed by somebody, restoring it", "table", h.m.table.name)
-	return h.m.table.rebuild(h.m.want())
+	return h.m.table.rebuild(h.m.want)
 }
 
 // way is a hook where another tool may drop by policy what containers need, and what that is: as rules of ours, and as

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -377,5 +378,29 @@ func BenchmarkAttachDetachPod(b *testing.B) {
 		b.StopTimer()
 		ns.Close()
 		b.StartTimer()
+	}
+}
+
+// A change that is made while the table is being rewritten is in the new table: nobody
+// would ever add it again.
+func TestRewritingTheTableLosesNoChange(t *testing.T) {
+	mgr := newMachine(t).open()
+	added := make(chan error, 1)
+	err := mgr.table.rebuild(func() rangesAndPorts {
+		want := mgr.want()
+		go func() {
+			added <- mgr.table.addNetwork(Network{Driver: DriverBridge, Bridge: "later", Subnet: netip.MustParsePrefix("192.0.2.0/24"), Gateway: addr("192.0.2.1")})
+		}()
+		for range 100_000 { // time enough to come in between, were that possible
+			runtime.Gosched()
+		}
+		return want
+	})
+	if err := errors.Join(err, <-added); err != nil {
+		t.Fatal(err)
+	}
+	claimed, err := mgr.table.claimedBy(mgr.table.name)
+	if err != nil || !slices.Contains(claimed, netip.MustParsePrefix("192.0.2.0/24")) {
+		t.Errorf("the table has %v (%v), want 192.0.2.0/24 in it", claimed, err)
 	}
 }

@@ -259,7 +259,7 @@ func (m *Manager) apply(change error) error {
 		return nil
 	}
 	m.log.Warn("packet table was not as expected, rewriting it", "error", change)
-	return m.table.rebuild(m.want())
+	return m.table.rebuild(m.want)
 }
 
 // publishedBy are the ports that packet rules translate; those of IPv6 are relayed.

@@ -41,7 +41,7 @@ func (m *Manager) restore(ctx context.Context) error {
 	}
 	m.sweep(existing)
 	m.restored = true
-	if err := m.table.rebuild(m.want()); err != nil {
+	if err := m.table.rebuild(m.want); err != nil {
 		return err
 	}
 	for _, s := range m.networks {

@@ -61,9 +61,11 @@ func newPackets(conn *nft.Conn, instance string) *packets {
 	return p
 }
 
-// rebuild replaces the table, in one transaction: there is no moment without rules.
-func (p *packets) rebuild(want rangesAndPorts) error {
+// rebuild replaces the table, in one transaction: there is no moment without rules. It asks
+// what is wanted when no other transaction can come in between, which would be lost.
+func (p *packets) rebuild(wanted func() rangesAndPorts) error {
 	err := p.conn.Do(func(b *nft.Batch) {
+		want := wanted()
 		t := b.NewTable(p.name)
 		all := elements{masq: nft.Range(want.node.Pods)}
 		for _, n := range want.networks {
