@@ -354,17 +354,10 @@ func (m *Manager) connectTarget(ctx context.Context, ref, networkRef string) (*i
 	if err != nil {
 		return nil, n, nil, err
 	}
-	c, err := m.find(ref)
-	if err != nil {
-		return nil, n, nil, err
-	}
-	if c.spec().Sandbox != "" {
-		return nil, n, nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("container %s belongs to a pod: its networks are the node's", c.spec().Name))
-	}
-	unlock, err := c.lock(ctx)
-	if err == nil && c.isGone() {
+	c, unlock, err := m.hold(ctx, ref)
+	if err == nil && c.spec().Sandbox != "" {
 		unlock()
-		err = errdefs.ErrNotFound.WithMessage("No such container: " + ref)
+		err = errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("container %s belongs to a pod: its networks are the node's", c.spec().Name))
 	}
 	return c, n, unlock, err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -584,5 +585,57 @@ func TestMountsThatCameAfterTheWarden(t *testing.T) {
 	}
 	if left, err := os.ReadDir(m.dir + "/subpaths"); err != nil || len(left) != 0 {
 		t.Errorf("after the starts %v, %v are left; want nothing", left, err)
+	}
+}
+
+// waiting is a context that tells when an operation begins to wait for a container's lock.
+type waiting struct {
+	context.Context
+	once  sync.Once
+	begun chan struct{}
+}
+
+func (w *waiting) Done() <-chan struct{} {
+	w.once.Do(func() { close(w.begun) })
+	return w.Context.Done()
+}
+
+// What waits for a container that is being removed must not bring its names back: a name
+// without its container would be nobody's, and found.
+func TestOperationsThatWaitForARemoval(t *testing.T) {
+	m := newMachine(t)
+	for name, op := range map[string]func(ctx context.Context) error{
+		"rename": func(ctx context.Context) error { return m.Rename(ctx, "aa", "bb") },
+		"update": func(ctx context.Context) error {
+			_, err := m.Update(ctx, "aa", UpdateSpec{Resources: &Resources{Memory: 64 << 20}})
+			return err
+		},
+		"pause":   func(ctx context.Context) error { return m.Pause(ctx, "aa") },
+		"connect": func(ctx context.Context) error { return m.Connect(ctx, "aa", "bridge", EndpointSpec{}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := m.find(m.create(Spec{Name: "aa"}).ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unlock, err := c.lock(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := &waiting{Context: t.Context(), begun: make(chan struct{})}
+			ended := make(chan error)
+			go func() { ended <- op(ctx) }()
+			<-ctx.begun
+			m.removeLocked(c, false)
+			unlock()
+			if err := <-ended; !errdefs.IsNotFound(err) {
+				t.Errorf("%s of a container that is removed meanwhile: %v; want that it is not found", name, err)
+			}
+			for _, name := range []string{"aa", "bb"} {
+				if c, err := m.find(name); !errdefs.IsNotFound(err) {
+					t.Errorf("%s is found: %v, %v", name, c, err)
+				}
+			}
+		})
 	}
 }

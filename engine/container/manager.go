@@ -209,6 +209,22 @@ func (m *Manager) find(ref string) (*instance, error) {
 	return found, nil
 }
 
+// hold finds a container and takes its operation lock. One that was removed while the
+// lock was waited for is not there.
+func (m *Manager) hold(ctx context.Context, ref string) (c *instance, unlock func(), err error) {
+	if c, err = m.find(ref); err != nil {
+		return nil, nil, err
+	}
+	if unlock, err = c.lock(ctx); err != nil {
+		return nil, nil, err
+	}
+	if c.isGone() {
+		unlock()
+		return nil, nil, errdefs.ErrNotFound.WithMessage("No such container: " + ref)
+	}
+	return c, unlock, nil
+}
+
 // Get returns a container as it is now.
 func (m *Manager) Get(ref string) (Info, error) {
 	c, err := m.find(ref)

@@ -250,11 +250,7 @@ func (m *Manager) Unpause(ctx context.Context, ref string) error {
 }
 
 func (m *Manager) freeze(ctx context.Context, ref string, pause bool) error {
-	c, err := m.find(ref)
-	if err != nil {
-		return err
-	}
-	unlock, err := c.lock(ctx)
+	c, unlock, err := m.hold(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -306,11 +302,7 @@ func (m *Manager) Resize(ctx context.Context, ref string, rows, cols uint16) err
 
 // Rename gives a container another name; it is on disk when Rename returns.
 func (m *Manager) Rename(ctx context.Context, ref, name string) error {
-	c, err := m.find(ref)
-	if err != nil {
-		return err
-	}
-	unlock, err := c.lock(ctx)
+	c, unlock, err := m.hold(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -360,11 +352,7 @@ func (m *Manager) swapName(c *instance, old, name string) error {
 
 // Update changes limits and the restart policy, at once when the container runs.
 func (m *Manager) Update(ctx context.Context, ref string, u UpdateSpec) (warnings []string, err error) {
-	c, err := m.find(ref)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := c.lock(ctx)
+	c, unlock, err := m.hold(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
