@@ -157,8 +157,10 @@ func mountPointOnly(ch Change, upper string) bool {
 
 func isEmptyFile(p string) bool {
 	fi, err := os.Lstat(p)
-	return err == nil && fi.Mode().IsRegular() && fi.Size() == 0
+	return err == nil && emptyFile(fi)
 }
+
+func emptyFile(fi os.FileInfo) bool { return fi.Mode().IsRegular() && fi.Size() == 0 }
 
 // Commit makes a layer of what the container changed, on its image's chain, and returns
 // the new chain. With pause a running container is frozen while its files are copied. Call it
@@ -199,15 +201,22 @@ func copyLayer(dst, src string) error {
 	if err := tree.Copy(dst, src, nil); err != nil { // without a pause the container goes on changing it
 		return err
 	}
+	root, err := os.OpenRoot(dst) // its links are the container's, and may lead anywhere
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	for _, f := range startFiles {
-		if p := filepath.Join(dst, f); isEmptyFile(p) {
-			if err := os.Remove(p); err != nil {
-				return err
-			}
+		f = strings.TrimPrefix(f, "/")
+		if fi, err := root.Lstat(f); err != nil || !emptyFile(fi) {
+			continue
+		}
+		if err := root.Remove(f); err != nil {
+			return err
 		}
 	}
 	for _, d := range startDirs {
-		_ = os.Remove(filepath.Join(dst, d)) // only when empty
+		_ = root.Remove(strings.TrimPrefix(d, "/")) // only when empty
 	}
 	return nil
 }

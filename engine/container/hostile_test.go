@@ -11,6 +11,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// What a commit takes out of the copied layer is in the copy, whatever links the container made.
+func TestCommitRemovesNothingOfTheHost(t *testing.T) {
+	host, src, dst := t.TempDir(), t.TempDir(), t.TempDir()
+	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+		if err := os.WriteFile(filepath.Join(host, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(host, filepath.Join(src, "etc")); err != nil {
+		t.Fatal(err)
+	}
+	if err := copyLayer(dst, src); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{host: 3, dst: 1} {
+		if left, err := os.ReadDir(name); err != nil || len(left) != want {
+			t.Errorf("%s has %v (%v); want %d entries", name, left, err, want)
+		}
+	}
+}
+
 // A link that a container left is no way to write where the container itself cannot.
 func TestCopyRespectsReadOnly(t *testing.T) {
 	m := newMachine(t)
