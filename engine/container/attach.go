@@ -36,6 +36,10 @@ func (m *Manager) Attach(ctx context.Context, ref string, o AttachOptions) error
 		return err
 	}
 	m.publish(c, "attach", nil)
+	if o.Attached == nil {
+		o.Attached = func() {}
+	}
+	o.Attached = sync.OnceFunc(o.Attached)
 	if o.Logs {
 		if err := m.replay(ctx, c, o); err != nil {
 			return err
@@ -78,6 +82,7 @@ func (m *Manager) replay(ctx context.Context, c *instance, o AttachOptions) erro
 		if err != nil {
 			return err
 		}
+		o.Attached()
 		if err := writeTo(e.Stream, e.Line, o.Stdout, o.Stderr); err != nil {
 			return err
 		}
@@ -99,7 +104,7 @@ func (m *Manager) join(ctx context.Context, c *instance, o AttachOptions) (Strea
 	}
 	if running {
 		stream, err := m.Warden.Attach(ctx, c.id, "")
-		if err == nil && o.Attached != nil {
+		if err == nil {
 			o.Attached()
 		}
 		return stream, err
@@ -107,9 +112,7 @@ func (m *Manager) join(ctx context.Context, c *instance, o AttachOptions) (Strea
 	if o.Running {
 		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("container %s is not running", c.id))
 	}
-	if o.Attached != nil {
-		o.Attached()
-	}
+	o.Attached()
 	select {
 	case got := <-j.ch:
 		return got.stream, got.err

@@ -287,6 +287,42 @@ func TestAttachToRunningRefusesWhatHasEnded(t *testing.T) {
 	}
 }
 
+// A client that asks for the log has to have its connection before the first line of it.
+func TestAttachWithLogs(t *testing.T) {
+	m := newMachine(t)
+	i := m.run(Spec{Cmd: []string{"echo", "said"}})
+	m.await(i.ID, WaitNotRunning)
+	for _, stream := range []bool{false, true} {
+		out := &lateBuffer{}
+		o := AttachOptions{Stdout: out, Logs: true, Stream: stream, Attached: out.open}
+		ctx, cancel := context.WithCancel(t.Context())
+		out.full = cancel // a stream would wait for the next start
+		if err := m.Attach(ctx, i.ID, o); err != nil && !(stream && errors.Is(err, context.Canceled)) {
+			t.Errorf("stream %v: %v", stream, err)
+		}
+		if out.String() != "said\n" || out.opened != 1 {
+			t.Errorf("stream %v: got %q after %d calls of Attached; want the log after one", stream, out, out.opened)
+		}
+	}
+}
+
+// lateBuffer takes nothing before it is open, as a connection that is not taken over yet.
+type lateBuffer struct {
+	bytes.Buffer
+	opened int
+	full   func()
+}
+
+func (b *lateBuffer) open() { b.opened++ }
+
+func (b *lateBuffer) Write(p []byte) (int, error) {
+	if b.opened == 0 {
+		return 0, io.ErrClosedPipe
+	}
+	defer b.full()
+	return b.Buffer.Write(p)
+}
+
 func TestHealthChecks(t *testing.T) {
 	m := newMachine(t)
 	sub := m.bus.Subscribe(time.Unix(0, 0))

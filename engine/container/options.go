@@ -15,8 +15,8 @@ type AttachOptions struct {
 	Stream         bool      // then what comes from now on, until the container exits
 	Running        bool      // a container that does not run is an error, instead of being waited for
 	DetachKeys     []byte    // nil: ctrl-p ctrl-q; empty: none
-	// Attached, when not nil, is called once before the first byte is read or written,
-	// when nothing that the container writes later can be missed any more.
+	// Attached, when not nil, is called once before the first byte is read or written: when
+	// nothing that the container writes later can be missed any more, or when the logs come.
 	Attached func()
 }
 
