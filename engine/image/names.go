@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -120,20 +121,29 @@ func (c *change) point(now map[string]record, name string, target ocispec.Descri
 	if ok && old.Target.Digest != target.Digest && !c.namedOtherwise(now, old.Target.Digest, name) {
 		c.put = append(c.put, record{Name: danglingPrefix + old.Target.Digest.String(), Target: old.Target})
 	}
-	c.put = append(c.put, record{Name: name, Target: target, Labels: labels})
 	dangling := danglingPrefix + target.Digest.String()
-	if _, ok := now[dangling]; ok && dangling != name {
-		c.remove = append(c.remove, dangling)
+	if name != dangling {
+		c.put = slices.DeleteFunc(c.put, func(r record) bool { return r.Name == dangling })
+		if _, ok := now[dangling]; ok {
+			c.remove = append(c.remove, dangling)
+		}
 	}
+	c.put = append(c.put, record{Name: name, Target: target, Labels: labels})
 }
 
+// namedOtherwise tells whether an image has another name than except when c is made.
 func (c *change) namedOtherwise(now map[string]record, id digest.Digest, except string) bool {
+	names := func(r record) bool { return r.Target.Digest == id && r.Name != except && isTagOrDigest(r.Name) }
 	for name, r := range now {
-		if r.Target.Digest == id && name != except && isTagOrDigest(name) {
+		if names(r) && !c.changes(name) {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(c.put, names)
+}
+
+func (c *change) changes(name string) bool {
+	return slices.Contains(c.remove, name) || slices.ContainsFunc(c.put, func(r record) bool { return r.Name == name })
 }
 
 func isDangling(name string) bool { return strings.HasPrefix(name, danglingPrefix) }

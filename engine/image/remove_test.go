@@ -104,6 +104,37 @@ func TestARetaggedImageIsDangling(t *testing.T) {
 	}
 }
 
+// docker build -t a -t b moves all names of an image in one change.
+func TestAnImageWhoseNamesMoveTogetherIsDangling(t *testing.T) {
+	s := openStore(t, Options{})
+	load(t, s, dockerArchive(t, "a", second(t)))
+	old, err := s.Get(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Tag(t.Context(), "a", "b"); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s, dockerArchive(t, "other", tarOf(t, file{name: "app", body: "v2"})))
+	next, err := s.Get(t.Context(), "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags := []string{"docker.io/library/a:latest", "docker.io/library/b:latest"}
+	if err := s.name(t.Context(), next.Target, tags, nil); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.Get(t.Context(), old.ID.String()); err != nil || len(again.Names) != 0 {
+		t.Errorf("the old image has names %q, %v; want none, but to be there", again.Names, err)
+	}
+	if err := s.name(t.Context(), old.Target, tags, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, left := s.names.snapshot()[danglingPrefix+old.Target.Digest.String()]; left {
+		t.Error("the old image is dangling though it has its names again")
+	}
+}
+
 func TestPruneKnowsOwnersAndUsers(t *testing.T) {
 	s := openStore(t, Options{})
 	for i, name := range []string{"used", "unused", "nodes"} {
