@@ -196,6 +196,10 @@ func TestDamagedArchives(t *testing.T) {
 	for i := range many {
 		many[i] = file{name: strings.Repeat("x", i+1)}
 	}
+	links := make([]file, 70)
+	for i := range links {
+		links[i] = file{name: strings.Repeat("x", i+1), kind: tar.TypeSymlink, link: strings.Repeat("y", 1_000_000)}
+	}
 	spoil := func(prefix string, with func([]byte) []byte) func(map[string][]byte) {
 		return func(blobs map[string][]byte) {
 			for path, raw := range blobs {
@@ -227,6 +231,7 @@ func TestDamagedArchives(t *testing.T) {
 		{"bad name", manifest(`[{"Config":"c.json","RepoTags":["BAD NAME"],"Layers":["l.tar"]}]`, config, layer), "invalid reference format", errdefs.IsInvalidArgument},
 		{"member twice", manifest(`[]`, layer, layer), "is there twice", errdefs.IsInvalidArgument},
 		{"too many members", tarOf(t, many...), "more than 100 members", errdefs.IsResourceExhausted},
+		{"long links", gzipped(t, tarOf(t, links...)), "names of the archive are longer than", errdefs.IsResourceExhausted},
 		{"too many files", dockerArchive(t, "bad", tarOf(t, many...)), "more than 100 files", errdefs.IsResourceExhausted},
 		{"bomb", dockerArchive(t, "bad", gzipped(t, make([]byte, 9<<20))), "larger than 8388608 bytes", errdefs.IsResourceExhausted},
 		{"layer blob changed", ociArchive(t, "bad:1", spoil("\x1f\x8b", func(b []byte) []byte { return gzipped(t, busybox(t)) }), good), "damaged or was tampered with", nil},

@@ -18,7 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxDocuments bounds all manifests and configurations of one archive together.
+// maxDocuments bounds what is kept in memory of one archive: manifests, configurations, names and links.
 const maxDocuments = 64 << 20
 
 // Load reads images out of a tar that `docker save` or an OCI tool wrote, compressed or
@@ -73,7 +73,7 @@ func (s *Store) commitLoaded(ctx context.Context, a *loadArchive, found []loaded
 type loadArchive struct {
 	store     *Store
 	documents map[string][]byte // small JSON members, by clean name
-	held      int               // bytes in documents
+	held      int               // bytes in documents, names and links
 	links     map[string]string
 	layers    map[string]*loadedLayer
 	progress  ProgressFunc
@@ -150,16 +150,19 @@ func (a *loadArchive) member(ctx context.Context, h *tar.Header, r io.Reader) er
 	switch h.Typeflag {
 	case tar.TypeSymlink: // older Dockers link a layer that two images share
 		a.links[name] = path.Clean("/" + path.Join(path.Dir(name), h.Linkname))[1:]
-		return nil
+		return a.hold(len(name) + len(h.Linkname))
 	case tar.TypeLink:
 		a.links[name] = path.Clean("/" + h.Linkname)[1:]
-		return nil
+		return a.hold(len(name) + len(h.Linkname))
 	case tar.TypeReg:
 	default:
 		return nil // directories; devices and the like mean nothing here and are not made
 	}
 	if _, twice := a.layers[name]; twice || a.documents[name] != nil {
 		return fmt.Errorf("is there twice: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := a.hold(len(name)); err != nil {
+		return err
 	}
 	b := bufio.NewReaderSize(r, 64<<10)
 	head, err := b.Peek(512)
@@ -180,10 +183,15 @@ func (a *loadArchive) document(name string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if a.held += len(raw); a.held > maxDocuments {
-		return fmt.Errorf("manifests and configurations of the archive are longer than %d bytes: %w", maxDocuments, errdefs.ErrResourceExhausted)
-	}
 	a.documents[name] = raw
+	return a.hold(len(raw))
+}
+
+// hold counts what is kept in memory.
+func (a *loadArchive) hold(n int) error {
+	if a.held += n; a.held > maxDocuments {
+		return fmt.Errorf("manifests, configurations and names of the archive are longer than %d bytes: %w", maxDocuments, errdefs.ErrResourceExhausted)
+	}
 	return nil
 }
 
