@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -56,7 +57,7 @@ func (l *boundedLog) Write(p []byte) (int, error) {
 
 // rotateLocked begins a new file. When that fails, the old one goes on growing until it succeeds.
 func (l *boundedLog) rotateLocked() {
-	if os.Rename(l.path, l.path+".1") != nil {
+	if err := os.Rename(l.path, l.path+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return
 	}
 	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -42,6 +42,18 @@ func TestBoundedLog(t *testing.T) {
 			t.Errorf("the log ends with %q; want %q", raw, last)
 		}
 	}
+	// The file may be gone: somebody removed it, or the last rotation could not make the next one.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, err := l.Write([]byte(last)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if raw, err := os.ReadFile(path); err != nil || !strings.HasSuffix(string(raw), last) {
+		t.Errorf("after the file was removed: %q, %v; want it to be there again", raw, err)
+	}
 	// What is longer than the limit is written all the same, alone.
 	long := strings.Repeat("x", 300)
 	if _, err := l.Write([]byte(long)); err != nil {

@@ -135,17 +135,29 @@ func (l *jsonLog) rotate() error {
 		l.size = 0
 		return nil
 	}
-	for i := l.spec.MaxFiles - 1; i >= 1; i-- {
-		err := os.Rename(rotated(l.spec.Path, i-1), rotated(l.spec.Path, i))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if err := l.shift(); err != nil {
+		return err
 	}
 	old := l.f
 	if err := l.open(os.O_APPEND); err != nil {
 		return err
 	}
 	return old.Close()
+}
+
+// shift makes room for a new Path. Where there is none, the last rotation came no further than here: another shift for
+// every line from then on would drop all of the older files.
+func (l *jsonLog) shift() error {
+	if _, err := os.Lstat(l.spec.Path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for i := l.spec.MaxFiles - 1; i >= 1; i-- {
+		err := os.Rename(rotated(l.spec.Path, i-1), rotated(l.spec.Path, i))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func rotated(path string, i int) string {

@@ -56,6 +56,26 @@ func TestLogRotates(t *testing.T) {
 	}
 }
 
+// A rotation that could not make the new file has moved the old ones already.
+func TestAnUnfinishedRotationIsContinued(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := openLog(&warden.LogSpec{Path: path, MaxSize: 100, MaxFiles: 3}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	l.write("stdout", []byte("first\n"), time.Unix(0, 0), nil)
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	l.write("stdout", []byte("second\n"), time.Unix(0, 0), nil)
+	for name, want := range map[string]string{path: "second", path + ".1": "first"} {
+		if b, err := os.ReadFile(name); err != nil || !bytes.Contains(b, []byte(want)) {
+			t.Errorf("%s has %q (%v); want %q in it", filepath.Base(name), b, err, want)
+		}
+	}
+}
+
 // FuzzLog: however a stream is cut into reads, the log's entries are JSON and join to what was written.
 func FuzzLog(f *testing.F) {
 	f.Add([]byte("hello\nworld"), 3)
