@@ -83,7 +83,10 @@ func cutOff(server *etcdserver.EtcdServer, dir string) error {
 		return nil
 	}
 	defer log.Close()
-	_, _, entries, _ := log.ReadAll() // an error is the end of what is written so far
+	_, _, entries, err := log.ReadAll()
+	if err != nil {
+		return nil // such as half of a record: the member is writing it
+	}
 	last := snapshots[len(snapshots)-1].GetIndex()
 	if len(entries) > 0 {
 		last = entries[len(entries)-1].GetIndex()
