@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"encoding/csv"
 	"fmt"
 	"net/netip"
@@ -249,14 +248,14 @@ func appendEnv(env []string, pair string) []string {
 
 // readLines reads a file without blank lines and # comments.
 func readLines(name string) ([]string, error) {
-	f, err := os.Open(name)
+	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	var lines []string
-	for in := bufio.NewScanner(f); in.Scan(); {
-		line := strings.TrimLeft(strings.TrimPrefix(in.Text(), "\ufeff"), " \t")
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+		line = strings.TrimLeft(strings.TrimPrefix(line, "\ufeff"), " \t")
 		if line != "" && line[0] != '#' {
 			lines = append(lines, line)
 		}

@@ -524,3 +524,15 @@ func BenchmarkContainerListing(b *testing.B) {
 		}
 	}
 }
+
+// A line may be long, as one with a certificate is; what follows it counts, too.
+func TestEnvFileWithALongLine(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "env")
+	long := "LONG=" + strings.Repeat("x", 100_000)
+	if err := os.WriteFile(name, []byte("\ufeffA=1\r\n# no\n\n"+long+"\n  B=2 "), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := environment(nil, []string{name}); err != nil || !slices.Equal(got, []string{"A=1", long, "B=2 "}) {
+		t.Errorf("environment has %d variables, %v; want A, LONG and B", len(got), err)
+	}
+}
