@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -89,6 +90,9 @@ func TestFiles(t *testing.T) {
 			if strings.Contains(tt.name, "checksum") {
 				if err == nil || !strings.Contains(err.Error(), "the Dockerfile expects sha256:6c52") {
 					t.Errorf("build: %v; want a wrong checksum", err)
+				}
+				if left, _ := filepath.Glob(filepath.Join(x.dir, "build", "tmp", "download-*")); len(left) > 0 {
+					t.Errorf("what was refused is left behind: %v", left)
 				}
 				return
 			}

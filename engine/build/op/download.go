@@ -118,6 +118,8 @@ func (d *Download) fetch(ctx context.Context, job solver.JobContext) error {
 		return err
 	}
 	if d.checksum != "" && d.checksum != d.sum {
+		_ = os.Remove(d.file) // the directory is emptied at the next start
+		d.file = ""
 		return fmt.Errorf("digest is %s, the Dockerfile expects %s", d.sum, d.checksum)
 	}
 	return job.Cleanup(func() error { return os.Remove(d.file) })
