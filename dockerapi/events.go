@@ -45,8 +45,12 @@ func (s *Server) getEvents(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
+	if since.IsZero() && !until.IsZero() {
+		since = time.Unix(0, 0) // the oldest that is remembered, as with Docker
+	}
+	sub := s.events.Subscribe(since) // before the answer begins: the client counts on every event from then on
 	send := startEvents(w, r)
-	return s.copyEvents(r.Context(), since, until, func(e event.Event) error {
+	return s.copyEvents(r.Context(), sub, until, func(e event.Event) error {
 		if !eventFits(f, e) {
 			return nil
 		}
@@ -54,18 +58,13 @@ func (s *Server) getEvents(w *reply, r *request) error {
 	})
 }
 
-// copyEvents calls fn with every event from since (zero: from now) until the given moment (zero: for ever). With an end
-// and no beginning it starts with the oldest that is remembered, as Docker does.
-func (s *Server) copyEvents(ctx context.Context, since, until time.Time, fn func(event.Event) error) error {
+// copyEvents calls fn with every event until the given moment (zero: for ever).
+func (s *Server) copyEvents(ctx context.Context, sub *event.Subscription, until time.Time, fn func(event.Event) error) error {
 	if !until.IsZero() {
-		if since.IsZero() {
-			since = time.Unix(0, 0)
-		}
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, until)
 		defer cancel()
 	}
-	sub := s.events.Subscribe(since)
 	for {
 		e, ok, err := sub.TryNext() // what is remembered is sent even when until has passed
 		if !ok && err == nil {

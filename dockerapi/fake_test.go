@@ -342,6 +342,7 @@ type harness struct {
 	networks   *fakeNetworks
 	volumes    *fakeVolumes
 	events     *event.Bus
+	server     *Server
 	socket     string
 	client     http.Client
 }
@@ -356,6 +357,7 @@ func newHarness(t *testing.T) *harness {
 		Containers: h.containers, Images: h.images, Networks: h.networks, Volumes: h.volumes, Builder: fakeBuilder{},
 		Events: h.events, Host: Host{ID: "host", Version: "0.1.0", DataDir: "/data"}, Log: slog.New(slog.DiscardHandler),
 	})
+	h.server = server
 	l, err := net.Listen("unix", h.socket)
 	if err != nil {
 		t.Fatal(err)

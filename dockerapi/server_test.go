@@ -3,13 +3,16 @@ package dockerapi
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -374,5 +377,49 @@ func TestParseTime(t *testing.T) {
 		if err != nil || !got.Equal(tt.want) {
 			t.Errorf("parseTime(%q) = %v, %v; want %v", tt.in, got, err, tt.want)
 		}
+	}
+}
+
+// subscribed notes that somebody listens.
+type subscribed struct {
+	Events
+	yes bool
+}
+
+func (s *subscribed) Subscribe(since time.Time) *event.Subscription {
+	s.yes = true
+	return s.Events.Subscribe(since)
+}
+
+// flushed is a client that acts when it sees an answer begin, and when it sees more of it.
+type flushed struct {
+	*httptest.ResponseRecorder
+	began, more func()
+}
+
+func (f flushed) Flush() { f.began() }
+
+func (f flushed) Write(p []byte) (int, error) {
+	defer f.more()
+	return f.ResponseRecorder.Write(p)
+}
+
+// A client that has the beginning of the answer counts on hearing of what it does next.
+func TestEventsFromTheBeginningOfTheAnswer(t *testing.T) {
+	h := newHarness(t)
+	events := &subscribed{Events: h.events}
+	h.server.events = events
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	began := sync.OnceFunc(func() {
+		h.events.Publish(event.Event{Type: event.Network, Action: "create", Actor: event.Actor{ID: "first"}, Time: epoch})
+		if !events.yes {
+			cancel() // it would wait for the next one for ever
+		}
+	})
+	w := flushed{httptest.NewRecorder(), began, cancel}
+	h.server.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/events", nil))
+	if !strings.Contains(w.Body.String(), `"first"`) {
+		t.Errorf("the answer is %q; want the event that followed its beginning", w.Body)
 	}
 }
