@@ -153,7 +153,11 @@ func (g *registry) startUpload(w http.ResponseWriter, r *http.Request, repo stri
 		return err
 	}
 	if q.Has("digest") {
-		return g.finish(w, r, repo, u)
+		err := g.finish(w, r, repo, u)
+		if err != nil {
+			u.Cancel(r.Context()) // nobody was told its name, to go on with it
+		}
+		return err
 	}
 	uploadHeaders(w, repo, u, 0)
 	w.WriteHeader(http.StatusAccepted)

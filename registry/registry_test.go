@@ -297,7 +297,11 @@ func TestUploads(t *testing.T) {
 	m.want(t, 404, "GET", cancelled, nil)
 	m.want(t, 400, "POST", "/v2/r/blobs/uploads/?digest="+digest.FromString("something else").String(), []byte("hello"))
 	m.want(t, 400, "POST", "/v2/r/blobs/uploads/?digest=sha256:xyz", []byte("hello"))
+	m.want(t, 416, "POST", "/v2/r/blobs/uploads/?digest="+d.String(), []byte("hello"), "Content-Range", "5-9")
 	m.blob(t, "r", "") // an empty blob is a blob
+	if left, err := m.Content().ListStatuses(m.Context(t.Context())); err != nil || len(left) > 0 {
+		t.Errorf("uploads that nobody can go on with: %v, %v", left, err)
+	}
 }
 
 func TestPresenceOfContentIsNoMembership(t *testing.T) {
