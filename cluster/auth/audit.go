@@ -25,12 +25,13 @@ type Audit struct {
 	keep  int
 	log   *slog.Logger
 
-	mu    sync.Mutex
-	file  *os.File
-	out   *bufio.Writer
-	size  int64
-	lost  bool // a failure to write has been reported and not yet overcome
-	timer *time.Timer
+	mu     sync.Mutex
+	file   *os.File // nil: it is closed, or could not be opened again after a rotation
+	out    *bufio.Writer
+	size   int64
+	closed bool
+	lost   bool // a failure to write has been reported and not yet overcome
+	timer  *time.Timer
 }
 
 // AuditOptions bound an Audit; zero values mean 16 MB and three old files.
@@ -176,8 +177,13 @@ func auditUserOf(u user.Info) auditUser {
 }
 
 func (a *Audit) appendLocked(line []byte) error {
-	if a.file == nil {
+	if a.closed {
 		return fs.ErrClosed
+	}
+	if a.file == nil {
+		if err := a.openLocked(); err != nil {
+			return err
+		}
 	}
 	if a.size+int64(len(line)) > a.limit {
 		if err := a.rotateLocked(); err != nil {
@@ -194,6 +200,7 @@ func (a *Audit) appendLocked(line []byte) error {
 
 func (a *Audit) rotateLocked() error {
 	err := errors.Join(a.out.Flush(), a.file.Close())
+	a.file = nil // whatever comes, this file has been moved: rotating once more would push out the oldest for nothing
 	for i := a.keep; i > 1; i-- {
 		rename(fmt.Sprintf("%s.%d", a.path, i-1), fmt.Sprintf("%s.%d", a.path, i))
 	}
@@ -235,6 +242,7 @@ func (a *Audit) Close() error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.closed = true
 	if a.timer != nil {
 		a.timer.Stop()
 	}

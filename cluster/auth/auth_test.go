@@ -271,6 +271,42 @@ func TestAuditIsBounded(t *testing.T) {
 	}
 }
 
+// A log that cannot be opened after a rotation is opened by the first write that can.
+func TestAuditOpensAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "audit")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "audit.log")
+	a, err := OpenAudit(AuditOptions{Path: path, MaxBytes: 1024, Keep: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(id string) { a.Write(AuditRecord{ID: id, URI: "/" + strings.Repeat("x", 600)}) }
+	write("first")
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	write("lost") // rotates, and there is no directory to open a file in
+	write("lost too")
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	write("last")
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for file, id := range map[string]string{path: "last", path + ".1": "first"} {
+		data, err := os.ReadFile(file)
+		if err != nil || bytes.Count(data, []byte("\n")) != 1 || !bytes.Contains(data, []byte(`"auditID":"`+id+`"`)) {
+			t.Errorf("%s holds %s (%v); want the record %q", file, data, err, id)
+		}
+	}
+	if _, err := os.Stat(path + ".2"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s.2: %v; want that one rotation moved the files once", path, err)
+	}
+}
+
 // A full disk is reported once, and does not fail requests.
 func TestAuditReportsOnce(t *testing.T) {
 	var log bytes.Buffer
