@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -41,12 +42,16 @@ type cachedList struct {
 	size int // of body, once it counts towards the bound
 }
 
+var errNotEncoded = errors.New("the list could not be encoded: ask again")
+
 // get is the encoding of a list of snap, whose version is at least atLeast.
 func (c *listCache) get(key listKey, snap store.Snapshot, atLeast int64, encode func() ([]byte, error)) ([]byte, error) {
 	e := c.entry(key, snap, atLeast)
 	e.once.Do(func() {
+		// A panic counts as done: those who wait for it must not take nothing for an empty list, and nobody may find it later.
+		e.err = errNotEncoded
+		defer c.keep(key, e)
 		e.body, e.err = encode()
-		c.keep(key, e)
 	})
 	return e.body, e.err
 }
