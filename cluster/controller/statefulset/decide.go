@@ -313,7 +313,7 @@ func volumesFor(set *appsv1.StatefulSet, pod *corev1.Pod) []corev1.Volume {
 }
 
 // status counts the pods as they are; deletions of this plan count as done for the current
-// revision, as upstream counts them.
+// revision, as upstream counts them. What the plan creates counts when it has been created.
 func (v *view) status() {
 	s := appsv1.StatefulSetStatus{
 		ObservedGeneration: v.set.Generation, CurrentRevision: v.h.current.Name, UpdateRevision: v.h.update.Name,
@@ -343,17 +343,20 @@ func (v *view) status() {
 			s.UpdatedReplicas++
 		}
 	}
-	for _, p := range v.plan.create {
-		s.Replicas++
-		if revisionOf(p) == v.h.current.Name {
-			s.CurrentReplicas++
-		}
-		if revisionOf(p) == v.h.update.Name {
-			s.UpdatedReplicas++
-		}
-	}
-	if v.set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType && s.UpdatedReplicas == s.Replicas && s.ReadyReplicas == s.Replicas && s.Replicas == replicas(v.set) {
+	// With pods to create the update is not over, however many are ready: some may be beyond the set's size.
+	if len(v.plan.create) == 0 && v.set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType && s.UpdatedReplicas == s.Replicas && s.ReadyReplicas == s.Replicas && s.Replicas == replicas(v.set) {
 		s.CurrentReplicas, s.CurrentRevision = s.UpdatedReplicas, s.UpdateRevision
 	}
 	v.plan.status = s
+}
+
+// created counts a pod of the plan that is there now.
+func (p *plan) created(pod *corev1.Pod, h history) {
+	p.status.Replicas++
+	if revisionOf(pod) == h.current.Name {
+		p.status.CurrentReplicas++
+	}
+	if revisionOf(pod) == h.update.Name {
+		p.status.UpdatedReplicas++
+	}
 }

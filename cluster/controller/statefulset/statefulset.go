@@ -98,7 +98,7 @@ func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error
 	if err != nil {
 		return 0, err
 	}
-	actErr := c.act(ctx, set, p)
+	actErr := c.act(ctx, set, h, &p)
 	if err := c.report(ctx, set, p.status); err != nil {
 		return 0, err
 	}
@@ -108,18 +108,27 @@ func (c *Controller) sync(ctx context.Context, key string) (time.Duration, error
 	return p.again, c.forget(ctx, set, h, pods)
 }
 
-func (c *Controller) act(ctx context.Context, set *appsv1.StatefulSet, p plan) error {
+func (c *Controller) act(ctx context.Context, set *appsv1.StatefulSet, h history, p *plan) error {
 	for _, pod := range p.keep {
 		if err := c.claims(ctx, set, pod); err != nil {
 			return err
 		}
 	}
-	_, err := controller.Parallel(ctx, len(p.create), func(ctx context.Context, i int) error { return c.createPod(ctx, set, p.create[i]) })
+	made := make([]bool, len(p.create))
+	_, err := controller.Parallel(ctx, len(p.create), func(ctx context.Context, i int) (err error) {
+		made[i], err = c.createPod(ctx, set, p.create[i])
+		return err
+	})
+	for i, pod := range p.create {
+		if made[i] {
+			p.created(pod, h)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	// Before pods go: some are gone at once, and nobody knows then whose claims those were.
-	if err := c.retain(ctx, set, p); err != nil {
+	if err := c.retain(ctx, set, *p); err != nil {
 		return err
 	}
 	for _, pod := range p.remove {
@@ -135,20 +144,21 @@ func (c *Controller) act(ctx context.Context, set *appsv1.StatefulSet, p plan) e
 	return nil
 }
 
-func (c *Controller) createPod(ctx context.Context, set *appsv1.StatefulSet, pod *corev1.Pod) error {
+// createPod says whether the pod is there: in a namespace that goes there is no error, and no pod either.
+func (c *Controller) createPod(ctx context.Context, set *appsv1.StatefulSet, pod *corev1.Pod) (bool, error) {
 	if err := c.claims(ctx, set, pod); err != nil {
-		return err
+		return false, err
 	}
 	_, err := c.deps.Writer.Create(ctx, pod)
 	switch {
 	case err == nil:
 		c.events.Normal(set, "SuccessfulCreate", "create Pod %s in StatefulSet %s successful", pod.Name, set.Name)
-		return nil
+		return true, nil
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
-		return nil
+		return false, nil
 	}
 	c.events.Warning(set, "FailedCreate", "create Pod %s in StatefulSet %s failed error: %v", pod.Name, set.Name, err)
-	return fmt.Errorf("create pod %q: %w", pod.Name, err)
+	return false, fmt.Errorf("create pod %q: %w", pod.Name, err)
 }
 
 func (c *Controller) deletePod(ctx context.Context, set *appsv1.StatefulSet, pod *corev1.Pod) error {

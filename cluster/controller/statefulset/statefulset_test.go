@@ -274,3 +274,33 @@ func TestClaimsOfPodsThatGoAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// refusing lets nobody create a certain pod.
+type refusing struct {
+	store.Writer
+	pod string
+}
+
+func (w refusing) As(string) store.Writer { return w }
+
+func (w refusing) Create(ctx context.Context, o store.Object) (store.Object, error) {
+	if _, pod := o.(*corev1.Pod); pod && o.GetName() == w.pod {
+		return nil, apierrors.NewForbidden(kinds.Pods, w.pod, errors.New("exceeded quota"))
+	}
+	return w.Writer.Create(ctx, o)
+}
+
+// Pods that could not be created are not counted.
+func TestStatusCountsWhatWasCreated(t *testing.T) {
+	controllertest.Run(t, func(c *controllertest.Cluster) {
+		deps := c.Deps
+		deps.Writer = refusing{c.Writer, "db-1"}
+		c.Start(statefulset.New(deps))
+		s := controllertest.Create(c, db(3, func(s *appsv1.StatefulSet) { s.Spec.PodManagementPolicy = appsv1.ParallelPodManagement }))
+		c.Sleep(time.Minute)
+		want := len(c.Pods("shop"))
+		if st := controllertest.Get(c, s).Status; want == 0 || int(st.Replicas) != want || int(st.CurrentReplicas) != want || int(st.UpdatedReplicas) != want {
+			t.Errorf("there are %s and status = %+v; want the first counted, and not the refused one", show(c), st)
+		}
+	})
+}
