@@ -162,7 +162,7 @@ type look struct {
 	crash       bool   // the trouble is that a container exits again and again
 	stuck       bool   // the trouble is one that waiting alone seldom mends
 	hopeless    string // why they will not come up however long one waits, in one line
-	probed      bool   // a health check tells that they are up; without one, that they go on running has to do
+	probed      bool   // health checks tell that all of them is up; without one, that they go on running has to do
 	runs        string // the containers that run, to tell whether they are still the same ones
 	since       int64  // when the youngest of these started, in seconds
 	restarts    int32  // of the pod that has most
@@ -353,8 +353,10 @@ func (l *look) pod(p *corev1.Pod) {
 			}
 		}
 	}
-	for i := range p.Spec.Containers {
-		l.probed = l.probed || p.Spec.Containers[i].ReadinessProbe != nil
+	// Of services that share a pod, one without a health check is ready as soon as it runs.
+	unprobed := func(c corev1.Container) bool { return c.ReadinessProbe == nil }
+	if len(p.Spec.Containers) > 0 && !slices.ContainsFunc(p.Spec.Containers, unprobed) {
+		l.probed = true
 	}
 }
 

@@ -61,6 +61,28 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
+// A pod is probed when all that runs in it is: a service without a health check that shares it has to go on running for a moment.
+func TestProbed(t *testing.T) {
+	checked, plain := corev1.Container{ReadinessProbe: &corev1.Probe{}}, corev1.Container{}
+	for _, tt := range []struct {
+		name       string
+		containers []corev1.Container
+		want       bool
+	}{
+		{"one without a health check", []corev1.Container{plain}, false},
+		{"one with a health check", []corev1.Container{checked}, true},
+		{"two with health checks", []corev1.Container{checked, checked}, true},
+		{"one of two with a health check", []corev1.Container{checked, plain}, false},
+	} {
+		p := podOf(corev1.PodRunning, true, corev1.ContainerStatus{})
+		p.Spec.Containers = tt.containers
+		tr := &tracker{pods: map[string]*corev1.Pod{"p": p}}
+		if got := tr.look("web", "").probed; got != tt.want {
+			t.Errorf("%s: probed is %v; want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestDeploymentState(t *testing.T) {
 	two := int32(2)
 	for _, tt := range []struct {
