@@ -98,6 +98,19 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+func TestConfigIntoAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "services")
+	if code, out, errors := command(t, shop, "config", "--services", "-o", path); code != 0 || out != "" {
+		t.Errorf("code %d, %q, %s; want nothing said", code, out, errors)
+	}
+	if got, err := os.ReadFile(path); string(got) != "db\nweb\n" || err != nil {
+		t.Errorf("the file holds %q (%v); want the services", got, err)
+	}
+	if code, _, got := command(t, shop, "config", "--services", "-o", "/dev/full"); code != 1 || got != "slipway: write /dev/full: no space left on device\n" {
+		t.Errorf("where nothing can be written: code %d, %s; want the error", code, got)
+	}
+}
+
 func TestDryRunNeedsNoDaemon(t *testing.T) {
 	code, out, errors := command(t, shop, "up", "--dry-run", "db")
 	if code != 0 || !strings.Contains(out, "kind: Deployment") || strings.Contains(out, "name: web") || strings.Contains(out, "creationTimestamp") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -57,15 +58,17 @@ func (a *app) config(ctx context.Context, f *configFlags, names []string) error 
 	if p, err = selected(p, names, true); err != nil || f.quiet {
 		return err
 	}
-	out := a.out
-	if f.output != "" {
-		file, err := os.Create(f.output)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		out = file
+	if f.output == "" {
+		return a.printConfig(ctx, a.out, f, p, all)
 	}
+	var out bytes.Buffer
+	if err := a.printConfig(ctx, &out, f, p, all); err != nil {
+		return err
+	}
+	return os.WriteFile(f.output, out.Bytes(), 0o666)
+}
+
+func (a *app) printConfig(ctx context.Context, out io.Writer, f *configFlags, p, all *types.Project) error {
 	if list := f.list(p, all); list != nil {
 		for _, line := range *list {
 			fmt.Fprintln(out, line)
