@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -170,6 +171,11 @@ type repeats struct {
 
 const repeatAfter = time.Second
 
+// campaignsLater is in a warning of an ordinary start. A member does not stand for election before it has applied what its
+// log says about the members, which takes a moment on a slow machine, and it tries again at the next tick. Where it is the
+// only one, nobody else could have been elected meanwhile, and there is nothing for anybody to do.
+const campaignsLater = "still pending configuration changes to apply"
+
 func (r *repeats) fresh(message string, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -195,6 +201,9 @@ func (b zapBridge) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (b zapBridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if strings.Contains(e.Message, campaignsLater) {
+		return nil
+	}
 	if e.Level < zapcore.ErrorLevel && !b.said.fresh(e.Message, e.Time) {
 		return nil
 	}

@@ -22,9 +22,13 @@ func TestEtcdSaysTheSameOnceASecond(t *testing.T) {
 	for i := range 1000 {
 		say("busy", time.Duration(i)*100*time.Microsecond)
 	}
+	say("8e9e05c52164694d cannot campaign at term 2 since there are still pending configuration changes to apply", 150*time.Millisecond)
 	say("broken", 200*time.Millisecond)
 	say("busy", 300*time.Millisecond)
 	say("busy", 1300*time.Millisecond)
+	if strings.Contains(out.String(), "campaign") {
+		t.Errorf("an ordinary start is warned of:\n%s", out.String())
+	}
 	if got := strings.Count(out.String(), "msg=busy"); got != 3 || !strings.Contains(out.String(), "msg=broken") {
 		t.Errorf("%d lines say busy; want 3: at first, after something else was said, and a second later\n%s", got, out.String())
 	}
