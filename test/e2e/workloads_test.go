@@ -107,11 +107,9 @@ func recreate(t *testing.T, d *harness.Daemon, ns string) {
 	manifest := strings.Replace(site, "spec:\n  replicas: 2", "spec:\n  strategy: {type: Recreate}\n  replicas: 2", 1)
 	d.Apply(t, ns, manifest)
 	d.Kubectl(t, "rollout", "status", "-n", ns, "deployment/site", "--timeout=60s")
-	watch := d.Open(t, "kubectl", "-n", ns, "get", "pods", "--watch-only", "-o", `jsonpath={.metadata.labels.pod-template-hash} {.metadata.name} {.status.phase} {.metadata.deletionTimestamp}{"\n"}`)
 	d.Apply(t, ns, strings.Replace(manifest, "value: one", "value: two", 1))
 	d.Kubectl(t, "rollout", "status", "-n", ns, "deployment/site", "--timeout=60s")
 	says(t, throughSite(t, d, ns), "two from")
-	watch.Close()
 }
 
 func stuck(t *testing.T, d *harness.Daemon, ns string) {
