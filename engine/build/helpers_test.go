@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// withRunner lets builds run programs: a warden and a network, both real.
-func withRunner(t testing.TB) func(*build.Options) {
+// withRunner lets builds run programs: a warden and a network, both real. change may put something before the warden.
+func withRunner(t testing.TB, change ...func(*run.Options)) func(*build.Options) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("runs real containers: run as root")
@@ -71,9 +71,13 @@ func withRunner(t testing.TB) func(*build.Options) {
 			}
 		}
 	})
-	runner, err := run.New(ctx, run.Options{
+	opts := run.Options{
 		Dir: filepath.Join(dir, "run"), Rootfs: filepath.Join(dir, "roots"), Instance: instance, Warden: client, Networks: networks, Log: log,
-	})
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	runner, err := run.New(ctx, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,10 +2,16 @@ package build_test
 
 import (
 	"context"
+	"errors"
+	"os"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"slipway.dev/slipway/engine/build"
+	"slipway.dev/slipway/engine/build/run"
+	"slipway.dev/slipway/engine/warden"
 )
 
 // newBase returns a bench with an image "base" that can run programs.
@@ -21,6 +27,26 @@ func newBase(t testing.TB) *bench {
 	req.Tags = []string{"base"}
 	x.mustBuild(req)
 	return x
+}
+
+// lossyWarden makes sandboxes and loses the answers.
+type lossyWarden struct{ run.Warden }
+
+func (w lossyWarden) CreateSandbox(ctx context.Context, spec warden.SandboxSpec) (*os.File, error) {
+	netns, err := w.Warden.CreateSandbox(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return nil, errors.Join(netns.Close(), errdefs.ErrUnavailable)
+}
+
+// A namespace that was made without anybody hearing of it goes like any other: withRunner looks for what is left.
+func TestAnswerOfTheWardenLost(t *testing.T) {
+	x := newBench(t, withRunner(t, func(o *run.Options) { o.Warden = lossyWarden{o.Warden} }))
+	_, _, err := x.build(request(files{"Dockerfile": "FROM scratch\nCOPY busybox /\nRUN [\"/busybox\", \"true\"]\n", "busybox*0755": busyboxOnce()}))
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("a step without an answer of the warden: %v", err)
+	}
 }
 
 func TestRun(t *testing.T) {

@@ -102,12 +102,13 @@ func (m *Manager) connect(ctx context.Context, c *instance, run int) (*connectio
 		return &connection{path: fmt.Sprintf("/proc/%d/ns/net", pid), of: other}, nil
 	}
 	id := sandboxID(c.id, run)
+	// Noted before it is there: when the answer of the warden is lost, there may be one all the same.
+	conn := &connection{path: sandboxPath, sandbox: id, endpoints: map[string]Endpoint{}}
 	netns, err := m.Warden.CreateSandbox(ctx, warden.SandboxSpec{ID: id, Net: true})
 	if err != nil {
-		return nil, fmt.Errorf("create network namespace: %w", err)
+		return conn, fmt.Errorf("create network namespace: %w", err)
 	}
 	defer netns.Close()
-	conn := &connection{path: sandboxPath, sandbox: id, endpoints: map[string]Endpoint{}}
 	for _, name := range attachOrder(spec, c.saved().Networks) {
 		if err := m.attach(ctx, c, conn, netns, name); err != nil {
 			return conn, fmt.Errorf("failed to set up container networking: %w", err)

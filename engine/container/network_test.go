@@ -3,6 +3,7 @@ package container
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -90,6 +91,41 @@ func TestNetworksOfContainers(t *testing.T) {
 	if got := m.get("web").Ports; len(got) != 0 {
 		t.Errorf("off all networks web still publishes %+v", got)
 	}
+}
+
+// lossyWarden makes sandboxes and loses the answers.
+type lossyWarden struct{ Warden }
+
+func (w lossyWarden) CreateSandbox(ctx context.Context, spec warden.SandboxSpec) (*os.File, error) {
+	netns, err := w.Warden.CreateSandbox(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return nil, errors.Join(netns.Close(), errdefs.ErrUnavailable)
+}
+
+// A namespace that was made without anybody hearing of it goes like any other.
+func TestAnswerOfTheWardenLost(t *testing.T) {
+	m := newMachine(t)
+	c := m.create(Spec{Cmd: []string{"sleep", "1000"}})
+	whole := m.Manager.Warden
+	m.Manager.Warden = lossyWarden{whole}
+	if err := m.Start(t.Context(), c.ID); !errdefs.IsUnavailable(err) {
+		t.Errorf("start without an answer of the warden: %v", err)
+	}
+	i, err := m.find(c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.mu.Lock()
+	cleaned := i.cleaned
+	i.mu.Unlock()
+	<-cleaned
+	m.Manager.Warden = whole
+	if ids, err := m.client.Sandboxes(t.Context()); err != nil || len(ids) > 0 {
+		t.Errorf("a start that failed left the sandboxes %v (%v)", ids, err)
+	}
+	m.start(c.ID)
 }
 
 func TestContainersOfAPod(t *testing.T) {

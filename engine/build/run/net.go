@@ -46,13 +46,14 @@ func (s *step) connect(ctx context.Context, b *specs.Spec, hostname string) erro
 
 // bridge puts the step on the default network.
 func (s *step) bridge(ctx context.Context) (network.Endpoint, error) {
-	netns, err := s.r.o.Warden.CreateSandbox(ctx, warden.SandboxSpec{ID: prefix + s.id, Net: true})
+	s.sandbox = prefix + s.id
+	// Registered before it is there: when the answer of the warden is lost, there may be one all the same.
+	s.undo = append(s.undo, func(ctx context.Context) error { return s.r.o.Warden.RemoveSandbox(ctx, s.sandbox) })
+	netns, err := s.r.o.Warden.CreateSandbox(ctx, warden.SandboxSpec{ID: s.sandbox, Net: true})
 	if err != nil {
 		return network.Endpoint{}, fmt.Errorf("make network namespace: %w", err)
 	}
 	defer netns.Close()
-	s.sandbox = prefix + s.id
-	s.undo = append(s.undo, func(ctx context.Context) error { return s.r.o.Warden.RemoveSandbox(ctx, s.sandbox) })
 	if s.r.o.Networks == nil {
 		return network.Endpoint{}, nil
 	}
