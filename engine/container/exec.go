@@ -290,7 +290,34 @@ func (pid rootOf) open(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer root.Close()
-	return openIn(root, path, unix.O_RDONLY|unix.O_NONBLOCK)
+	return openRegular(root, path)
+}
+
+// openRegular opens the regular file at path for reading, below root as openIn does. It looks before it opens: a device may
+// act on being opened, and a read of a pipe waits for who writes.
+func openRegular(root *os.File, path string) (*os.File, error) {
+	at, err := openIn(root, path, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	return reopen(at, path)
+}
+
+// reopen opens for reading what a descriptor of O_PATH stands for, when it is a regular file.
+func reopen(at *os.File, path string) (*os.File, error) {
+	fi, err := at.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // openIn opens path with root as the root directory, whatever links a hostile container

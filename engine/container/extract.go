@@ -95,7 +95,7 @@ func (x *extractor) join(name string) string { return path.Join(x.base, path.Cle
 type accounts struct{ root *root }
 
 func (a accounts) open(path string) (*os.File, error) {
-	return a.root.open(path, unix.O_RDONLY|unix.O_NONBLOCK)
+	return openRegular(a.root.dir, path)
 }
 
 type extractor struct {

@@ -168,3 +168,30 @@ func TestAbyss(t *testing.T) {
 		t.Errorf("after its removal: %v; want nothing left", err)
 	}
 }
+
+// An account file may be anything that the container made of it: what is no file is not opened, so that nobody waits for
+// the other end of a pipe, nor reads a device.
+func TestAccountsAreReadFromFilesOnly(t *testing.T) {
+	for kind, mode := range map[string]uint32{"device": unix.S_IFCHR, "pipe": unix.S_IFIFO} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		passwd := filepath.Join(dir, "etc/passwd")
+		if err := unix.Mknod(passwd, mode|0o600, int(unix.Mkdev(1, 5))); err != nil { // the device of zeros
+			t.Skipf("needs root: %v", err)
+		}
+		at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer at.Close()
+		if f, err := (accounts{&root{at}}).open("/etc/passwd"); err == nil {
+			f.Close()
+			t.Errorf("a %s as /etc/passwd was opened; want it refused", kind)
+		}
+		if text, err := readAccounts(layers{dir}, "/etc/passwd"); text != "" || err != nil {
+			t.Errorf("a %s as /etc/passwd reads as %d bytes, %v; want it to be as good as empty", kind, len(text), err)
+		}
+	}
+}

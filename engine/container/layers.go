@@ -24,14 +24,16 @@ const (
 // open opens the regular file at path as the merged view would, following symbolic links
 // inside the view only.
 func (l layers) open(path string) (*os.File, error) {
-	host, fi, err := l.resolve(path)
+	host, _, err := l.resolve(path)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	if !fi.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+	at, err := os.OpenFile(host, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
 	}
-	return os.OpenFile(host, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	defer at.Close()
+	return reopen(at, path)
 }
 
 // resolve returns the host path of the file that path means in the merged view.

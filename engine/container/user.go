@@ -13,7 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// opener reads a file of a container's root file system.
+// opener opens regular files of a container's root file system, and refuses others.
 type opener interface {
 	open(path string) (*os.File, error)
 }
