@@ -125,13 +125,15 @@ func (f *buildFlags) query() (url.Values, error) {
 			q.Set(name, "1")
 		}
 	}
-	for name, size := range map[string]string{"memory": f.memory, "memswap": f.memorySwap, "shmsize": f.shmSize} {
-		n, err := bytesFlag("--"+name, size)
+	for _, size := range []struct{ flag, name, value string }{
+		{"--memory", "memory", f.memory}, {"--memory-swap", "memswap", f.memorySwap}, {"--shm-size", "shmsize", f.shmSize},
+	} {
+		n, err := bytesFlag(size.flag, size.value)
 		if err != nil {
 			return nil, err
 		}
 		if n != 0 {
-			q.Set(name, fmt.Sprint(n))
+			q.Set(size.name, fmt.Sprint(n))
 		}
 	}
 	for name, n := range map[string]int64{"cpushares": f.cpuShares, "cpuperiod": f.cpuPeriod, "cpuquota": f.cpuQuota} {
