@@ -163,7 +163,7 @@ func (s *Store) Ingest(ctx context.Context, r io.Reader) (*Ref, error) {
 	if ref, ok := s.Acquire(id); ok {
 		return ref, nil
 	}
-	_, err, _ = s.flights.Do(id, func() (any, error) { return nil, s.unpack(ctx, spool, id) })
+	err = s.flight(ctx, id, func() error { return s.unpack(ctx, spool, id) })
 	if err != nil {
 		return nil, err
 	}
@@ -388,8 +388,18 @@ func (s *Store) Dir(ctx context.Context, v View) (string, error) {
 		return s.Root(v.ID), nil
 	}
 	dir := filepath.Join(s.dir, v.ID, "view-"+v.Key()[len(v.ID)+1:])
-	_, err, _ = s.flights.Do(dir, func() (any, error) { return nil, s.makeView(ctx, v, selected, dir) })
-	return dir, err
+	return dir, s.flight(ctx, dir, func() error { return s.makeView(ctx, v, selected, dir) })
+}
+
+// flight does once what several ask for at a time. The one whose work it is may give up in the middle; then another of
+// them does it, for only the build that was cancelled is to fail.
+func (s *Store) flight(ctx context.Context, key string, work func() error) error {
+	for {
+		worker, err, _ := s.flights.Do(key, func() (any, error) { return ctx, work() })
+		if err == nil || ctx.Err() != nil || worker.(context.Context).Err() == nil {
+			return err
+		}
+	}
 }
 
 func (s *Store) makeView(ctx context.Context, v View, selected *Index, dir string) error {
