@@ -129,10 +129,10 @@ func (s *Server) Run(ctx context.Context) error {
 		s.opts.Ready()
 	}
 	s.log.Info("warden is ready", "pid", os.Getpid(), "socket", s.opts.Socket)
-	err = s.accept()
+	s.accept(s.listener)
 	s.end()
 	s.tasks.Wait()
-	return err
+	return nil
 }
 
 // listen binds the socket without ever leaving it open to others.
@@ -161,15 +161,30 @@ func lock(path string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-func (s *Server) accept() error {
+// acceptor is the listener.
+type acceptor interface {
+	AcceptUnix() (*net.UnixConn, error)
+}
+
+// accept serves connections until the listener is closed. No other error ends it: a warden that has no descriptor left for
+// a daemon still parents its containers, and gets descriptors back when some of them end.
+func (s *Server) accept(l acceptor) {
+	pause := time.Duration(0)
 	for {
-		sock, err := s.listener.AcceptUnix()
+		sock, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return
 		}
 		if err != nil {
-			return err
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.log.Warn("a daemon cannot connect", "error", err, "retry", pause)
+			select {
+			case <-time.After(pause):
+			case <-s.stop:
+			}
+			continue
 		}
+		pause = 0
 		c := newConn(s, sock)
 		s.mu.Lock()
 		s.conns[c] = struct{}{}
