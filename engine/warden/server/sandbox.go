@@ -12,6 +12,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -28,6 +29,9 @@ type sandbox struct {
 	ns      map[string]*os.File // by role
 	initPid int                 // of the pid namespace's init, or 0
 	init    *os.File            // its pidfd
+
+	mu   sync.Mutex // guards what follows
+	gone bool       // its descriptors are closed, or about to be
 }
 
 // sandboxRecord is what a fresh warden must know.
@@ -47,6 +51,11 @@ var namespaceRoles = map[specs.LinuxNamespaceType]string{
 func (sb *sandbox) holderKey() warden.Key { return sb.key }
 
 func (sb *sandbox) hold() (*warden.Message, error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.gone {
+		return nil, nil
+	}
 	var roles []string
 	for role := range sb.ns {
 		roles = append(roles, role)
@@ -63,6 +72,9 @@ func (sb *sandbox) hold() (*warden.Message, error) {
 }
 
 func (sb *sandbox) close() {
+	sb.mu.Lock()
+	sb.gone = true
+	sb.mu.Unlock()
 	for _, f := range sb.ns {
 		f.Close()
 	}

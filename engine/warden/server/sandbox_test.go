@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -80,5 +81,23 @@ func TestSharedInitIsConfined(t *testing.T) {
 	}
 	if err := h.client.RemoveSandbox(h.ctx, "pod"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A daemon that connects while a sandbox goes is greeted all the same.
+func TestGoneSandboxHoldsNothing(t *testing.T) {
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb := &sandbox{key: warden.Key{Kind: warden.HoldSandbox, ID: "pod"}, ns: map[string]*os.File{warden.RoleNet: f}}
+	m, err := sb.hold()
+	if err != nil || len(m.FDs) != 1 {
+		t.Fatalf("hold of a sandbox = %v, %v; want its namespace", m, err)
+	}
+	m.Discard()
+	sb.close()
+	if m, err := sb.hold(); m != nil || err != nil {
+		t.Errorf("hold of a sandbox that is gone = %v, %v; want nothing", m, err)
 	}
 }
