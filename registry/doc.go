@@ -7,5 +7,5 @@
 // by the store's membership records, and a blob of another repository answers exactly as
 // one that does not exist.
 //
-// Manifests are stored and served byte for byte. Digests are sha256.
+// Manifests are stored and served byte for byte. Digests are sha256 or sha512.
 package registry
