@@ -3,9 +3,10 @@ package container
 import "sync"
 
 // reaper does what nobody should wait for: unmounting, deleting cgroups, namespaces and
-// directories. Its queue is bounded by the number of containers: each has at most one
-// clean-up and one removal in it. Two workers, because one slow rm -rf should not keep
-// a restart from its clean-up.
+// directories, and acknowledging the exits of execs. Its queue is bounded by the number of
+// containers and of execs that run in them: each container has at most one clean-up and one
+// removal in it, each exec its acknowledgement. Two workers, because one slow rm -rf should
+// not keep a restart from its clean-up.
 type reaper struct {
 	mu     sync.Mutex
 	more   *sync.Cond
