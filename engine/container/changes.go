@@ -13,7 +13,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"slipway.dev/slipway/engine/image"
 	"slipway.dev/slipway/engine/tree"
 )
 
@@ -179,7 +178,7 @@ func (m *Manager) Commit(ctx context.Context, ref string, pause bool) (digest.Di
 	if err := m.copyFrozen(ctx, c, draft.Upper, pause); err != nil {
 		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
 	}
-	layer, err := draft.Commit(ctx, image.LayerMeta{})
+	layer, err := draft.Commit(ctx)
 	if err != nil {
 		return "", fmt.Errorf("commit container %s: %w", c.spec().Name, err)
 	}

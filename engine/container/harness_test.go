@@ -250,7 +250,7 @@ func (m *machine) layer(ctx context.Context, parent digest.Digest, fill func(dir
 		m.t.Fatal(err)
 	}
 	fill(d.Upper)
-	l, err := d.Commit(ctx, image.LayerMeta{})
+	l, err := d.Commit(ctx)
 	if err != nil {
 		m.t.Fatal(err)
 	}

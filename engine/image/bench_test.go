@@ -78,7 +78,7 @@ func BenchmarkCommitLayer(b *testing.B) {
 		if err := os.WriteFile(d.Upper+"/file", fmt.Append(nil, n), 0o644); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := d.Commit(ctx, LayerMeta{}); err != nil {
+		if _, err := d.Commit(ctx); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -105,7 +105,7 @@ func BenchmarkCommitLayer64MB(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		if _, err := d.Commit(ctx, LayerMeta{}); err != nil {
+		if _, err := d.Commit(ctx); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -17,13 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LayerMeta is what Commit may be told about a layer.
-type LayerMeta struct{}
-
 // Commit digests the draft's directory, once, and makes it a layer on its parent. The
 // draft must not be mounted any more. The layer is durable after Sync or WriteImage.
 // Call it under a lease, or nothing keeps the layer from the collector.
-func (d *LayerDraft) Commit(ctx context.Context, _ LayerMeta) (Layer, error) {
+func (d *LayerDraft) Commit(ctx context.Context) (Layer, error) {
 	defer d.Discard()
 	var (
 		sum  digest.Digest

@@ -286,7 +286,7 @@ func writeLayer(t testing.TB, s *Store, ctx context.Context, parent digest.Diges
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := d.Commit(ctx, LayerMeta{})
+	l, err := d.Commit(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -192,7 +192,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) commit(ctx context.Context, d *image.LayerDraft) (image.Layer, error) {
-	return d.Commit(s.scope(ctx), image.LayerMeta{})
+	return d.Commit(s.scope(ctx))
 }
 
 // Keep puts a chain that came from elsewhere, such as a base image, under the lease.
