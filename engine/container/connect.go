@@ -86,7 +86,7 @@ func (m *Manager) connect(ctx context.Context, c *instance, run int) (*connectio
 	kind, ref := networkKind(spec)
 	switch kind {
 	case "sandbox":
-		path := sandboxPath
+		path := warden.SandboxPath
 		if spec.NetworkMode == network.HostNetwork {
 			path = hostNamespace // a sandbox for the rest only
 		}
@@ -103,7 +103,7 @@ func (m *Manager) connect(ctx context.Context, c *instance, run int) (*connectio
 	}
 	id := sandboxID(c.id, run)
 	// Noted before it is there: when the answer of the warden is lost, there may be one all the same.
-	conn := &connection{path: sandboxPath, sandbox: id, endpoints: map[string]Endpoint{}}
+	conn := &connection{path: warden.SandboxPath, sandbox: id, endpoints: map[string]Endpoint{}}
 	netns, err := m.Warden.CreateSandbox(ctx, warden.SandboxSpec{ID: id, Net: true})
 	if err != nil {
 		return conn, fmt.Errorf("create network namespace: %w", err)

@@ -10,11 +10,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
-)
 
-// sandboxPath stands for "the namespace of the sandbox" in a specification that goes to
-// the warden.
-const sandboxPath = "sandbox"
+	"slipway.dev/slipway/engine/warden"
+)
 
 // bundle is everything that the OCI specification of one run is made from. Gathering it
 // touches the machine; turning it into a specification (generate) does not, and equal
@@ -32,7 +30,7 @@ type bundle struct {
 	Rules   []specs.LinuxDeviceCgroup
 
 	Hostname string // as seen inside; empty: not set
-	// Paths of namespaces to join: sandboxPath, /proc/PID/ns/…, "" for one of its own,
+	// Paths of namespaces to join: warden.SandboxPath, /proc/PID/ns/…, "" for one of its own,
 	// and hostNamespace for none at all.
 	Net, PID, IPC, UTS string
 	CgroupNS           string
@@ -90,7 +88,6 @@ const (
 	defaultPath  = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	defaultShm   = 64 << 20
 	wantedNoFile = 524288
-	initTarget   = "/sbin/docker-init"
 )
 
 // generate makes the OCI runtime specification of one run.
@@ -140,7 +137,7 @@ func setProcess(s *specs.Spec, b *bundle) error {
 		s.Process.ConsoleSize = &specs.Box{Height: b.ConsoleRows, Width: b.ConsoleCols}
 	}
 	if b.InitPath != "" {
-		s.Process.Args = append([]string{initTarget, "--"}, b.Args...)
+		s.Process.Args = append([]string{warden.InitTarget, "--"}, b.Args...)
 	}
 	return nil
 }
@@ -299,7 +296,7 @@ func setNamespaces(s *specs.Spec, b *bundle) {
 // sysctls adds Docker's defaults where the network namespace is the container's own.
 func sysctls(b *bundle) map[string]string {
 	out := map[string]string{}
-	ownNet := b.Net == "" || (b.Net == sandboxPath && b.Spec.Sandbox == "")
+	ownNet := b.Net == "" || (b.Net == warden.SandboxPath && b.Spec.Sandbox == "")
 	if ownNet {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
@@ -322,7 +319,7 @@ func setMounts(s *specs.Spec, b *bundle) {
 	mounts = slices.DeleteFunc(mounts, func(m specs.Mount) bool { return taken[m.Destination] })
 	user := slices.Clone(b.Mounts)
 	if b.InitPath != "" {
-		user = append(user, specs.Mount{Destination: initTarget, Type: "bind", Source: b.InitPath, Options: []string{"bind", "ro"}})
+		user = append(user, specs.Mount{Destination: warden.InitTarget, Type: "bind", Source: b.InitPath, Options: []string{"bind", "ro"}})
 	}
 	slices.SortStableFunc(user, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
 	s.Mounts = append(mounts, user...)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"slipway.dev/slipway/engine/warden"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -22,7 +24,7 @@ func TestGenerate(t *testing.T) {
 	host := hostFacts{Swap: true, MaxNoFile: 1 << 20, Recursive: true, NumCPU: 2, Capabilities: allCapabilities}
 	base := bundle{
 		ID: "0123456789ab", Args: []string{"sh", "-c", "true"}, Rootfs: "/d/rootfs", Cgroup: "/slipway-abcdef/0123456789ab", Host: host,
-		Net: sandboxPath, CgroupNS: hostNamespace, Hostname: "0123456789ab",
+		Net: warden.SandboxPath, CgroupNS: hostNamespace, Hostname: "0123456789ab",
 	}
 	tests := map[string]func(b *bundle){
 		"default": func(b *bundle) { b.Spec = &Spec{} },
@@ -40,7 +42,7 @@ func TestGenerate(t *testing.T) {
 		},
 		"pod": func(b *bundle) {
 			b.Spec = &Spec{Sandbox: "pod", Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"}, Env: []string{"A=b"}, AmbientCaps: []string{"CAP_NET_BIND_SERVICE"}}
-			b.IPC, b.UTS, b.Hostname = sandboxPath, sandboxPath, "web-0"
+			b.IPC, b.UTS, b.Hostname = warden.SandboxPath, warden.SandboxPath, "web-0"
 			b.User.UID = 65532
 			b.Mounts = []specs.Mount{
 				{Destination: "/data/deep/er", Type: "bind", Source: "/x", Options: []string{"rbind", "rslave", "ro"}},

@@ -219,9 +219,9 @@ func (m *Manager) hostname(c *instance, conn *connection) string {
 func (m *Manager) setModes(b *bundle) error {
 	spec := b.Spec
 	if spec.Sandbox != "" {
-		b.IPC, b.UTS = sandboxPath, sandboxPath
+		b.IPC, b.UTS = warden.SandboxPath, warden.SandboxPath
 		if spec.SandboxPID {
-			b.PID = sandboxPath
+			b.PID = warden.SandboxPath
 		}
 	}
 	if spec.PidMode == "host" {
