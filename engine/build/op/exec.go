@@ -551,8 +551,9 @@ func (r *execRun) secret(mnt *Mount, m *pb.Mount) (bool, error) {
 	return true, nil
 }
 
+// results commits every output before it makes results of them: nobody would release those of a run that fails.
 func (r *execRun) results() ([]solver.Result, error) {
-	var out []solver.Result
+	var snaps []*snapshot.Snapshot
 	for i, o := range r.outputs {
 		snap := o.snap
 		if o.draft != nil {
@@ -562,6 +563,10 @@ func (r *execRun) results() ([]solver.Result, error) {
 				return nil, err
 			}
 		}
+		snaps = append(snaps, snap)
+	}
+	var out []solver.Result
+	for _, snap := range snaps {
 		out = append(out, r.e.o.Store.NewResult(snap, r.e.name))
 	}
 	return out, nil
