@@ -10,16 +10,16 @@ import (
 func TestAPanicIsNotCached(t *testing.T) {
 	var c listCache
 	defer c.clear()
-	get := func(encode func() ([]byte, error)) (body []byte, err error, panicked any) {
+	get := func(encode func() ([]byte, error)) (body []byte, panicked any, err error) {
 		defer func() { panicked = recover() }()
 		body, err = c.get(listKey{path: "/api/v1/pods"}, store.Snapshot{}, 0, encode)
-		return body, err, nil
+		return body, nil, err
 	}
-	if _, _, panicked := get(func() ([]byte, error) { panic("bad object") }); panicked != "bad object" {
+	if _, panicked, _ := get(func() ([]byte, error) { panic("bad object") }); panicked != "bad object" {
 		t.Fatalf("the panic became %v", panicked)
 	}
-	body, err, panicked := get(func() ([]byte, error) { return []byte("list"), nil })
-	if string(body) != "list" || err != nil || panicked != nil {
-		t.Errorf("after a panic the list is %q, %v, %v; want it encoded anew", body, err, panicked)
+	body, panicked, err := get(func() ([]byte, error) { return []byte("list"), nil })
+	if string(body) != "list" || panicked != nil || err != nil {
+		t.Errorf("after a panic the list is %q, %v, %v; want it encoded anew", body, panicked, err)
 	}
 }
