@@ -185,13 +185,15 @@ func (m *machine) teardown() {
 		m.t.Error("shut the warden down:", err)
 	}
 	m.client.Close()
-	left, _ := filepath.Glob("/sys/fs/cgroup/*/slipway-" + instanceOf(m.dir) + "/*/")
-	if len(left) > 0 {
-		m.t.Errorf("cgroups are left behind: %v", left)
-	}
 	for _, g := range []string{"/sys/fs/cgroup/*/slipway-", "/sys/fs/cgroup/slipway-"} {
 		dirs, _ := filepath.Glob(g + instanceOf(m.dir))
 		for _, d := range dirs {
+			entries, _ := os.ReadDir(d)
+			for _, e := range entries {
+				if e.IsDir() {
+					m.t.Errorf("cgroup %s is left behind in %s", e.Name(), d)
+				}
+			}
 			os.Remove(d)
 		}
 	}

@@ -161,6 +161,14 @@ func TestContainersOfAPod(t *testing.T) {
 	if r, err := m.Prune(t.Context(), Filter{}); err != nil || len(r.Removed) != 0 {
 		t.Errorf("Docker's prune removed a pod's container: %v, %v", r, err)
 	}
+	for _, c := range m.all() {
+		if err := m.Remove(t.Context(), c.id, RemoveOptions{Force: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := m.client.RemoveCgroup(t.Context(), pod.CgroupParent); err != nil { // it is its owner's to remove, and empty
+		t.Error(err)
+	}
 }
 
 // TestManyAtOnce: starts, exits and removals of many containers do not disturb each other.
