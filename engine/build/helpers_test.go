@@ -87,7 +87,7 @@ func withRunner(t testing.TB, change ...func(*run.Options)) func(*build.Options)
 // checkCgroups fails the test when steps left cgroups, and removes the parents.
 func checkCgroups(t testing.TB, instance string) {
 	for _, base := range []string{"/sys/fs/cgroup/*/slipway-", "/sys/fs/cgroup/slipway-"} {
-		left, _ := filepath.Glob(base + instance + "/build/*/")
+		left, _ := filepath.Glob(base + instance + "/build/*/cgroup.procs")
 		if len(left) > 0 {
 			t.Errorf("cgroups are left behind: %v", left)
 		}
