@@ -74,3 +74,32 @@ func TestAwaitProgram(t *testing.T) {
 		t.Errorf("after it was waited for (%d pauses): %+v, %v; want one that has exec'ed", asked, st, err)
 	}
 }
+
+// A process may write its only line and end at the very moment when its pipe is looked at.
+func TestNothingIsLostAtTheEnd(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ended := func() bool {
+		fmt.Fprint(w, "last words")
+		w.Close()
+		return true
+	}
+	raw, err := r.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 64)
+	err = raw.Read(func(fd uintptr) bool {
+		n, last, rerr := readLeft(int(fd), got, ended)
+		if string(got[:max(n, 0)]) != "last words" || !last || rerr != nil {
+			t.Errorf("read %q, %v, %v; want the last words of a process that has ended", got[:max(n, 0)], last, rerr)
+		}
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

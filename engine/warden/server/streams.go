@@ -62,13 +62,14 @@ func (p *process) read(raw syscall.RawConn, f *os.File) (packet *[]byte, n int, 
 		var rerr error
 		err = raw.Read(func(fd uintptr) bool {
 			packet = packets.Get().(*[]byte)
-			n, rerr = readEINTR(int(fd), (*packet)[1:])
+			var last bool
+			n, last, rerr = readLeft(int(fd), (*packet)[1:], p.draining.Load)
 			if rerr != unix.EAGAIN {
 				return true
 			}
 			packets.Put(packet)
 			packet = nil
-			return p.draining.Load()
+			return last
 		})
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -85,6 +86,14 @@ func (p *process) read(raw syscall.RawConn, f *os.File) (packet *[]byte, n int, 
 		}
 		return packet, n, nil
 	}
+}
+
+// readLeft reads once. last tells that the process had ended before, so that nothing more will come. That is asked first: what a
+// process writes, and ends, after a read that found nothing would be lost.
+func readLeft(fd int, p []byte, ended func() bool) (n int, last bool, err error) {
+	last = ended()
+	n, err = readEINTR(fd, p)
+	return n, last, err
 }
 
 func readEINTR(fd int, p []byte) (int, error) {
