@@ -2,7 +2,6 @@ package build_test
 
 import (
 	"context"
-	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"slipway.dev/slipway/engine/build"
 	"slipway.dev/slipway/engine/build/run"
 	"slipway.dev/slipway/engine/warden"
+	"slipway.dev/slipway/engine/warden/wardentest"
 )
 
 // newBase returns a bench with an image "base" that can run programs.
@@ -33,11 +33,7 @@ func newBase(t testing.TB) *bench {
 type lossyWarden struct{ run.Warden }
 
 func (w lossyWarden) CreateSandbox(ctx context.Context, spec warden.SandboxSpec) (*os.File, error) {
-	netns, err := w.Warden.CreateSandbox(ctx, spec)
-	if err != nil {
-		return nil, err
-	}
-	return nil, errors.Join(netns.Close(), errdefs.ErrUnavailable)
+	return wardentest.Lose(w.Warden.CreateSandbox(ctx, spec))
 }
 
 // A namespace that was made without anybody hearing of it goes like any other: withRunner looks for what is left.

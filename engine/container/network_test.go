@@ -3,7 +3,6 @@ package container
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +16,7 @@ import (
 
 	"slipway.dev/slipway/engine/network"
 	"slipway.dev/slipway/engine/warden"
+	"slipway.dev/slipway/engine/warden/wardentest"
 )
 
 func TestNetworksOfContainers(t *testing.T) {
@@ -97,11 +97,7 @@ func TestNetworksOfContainers(t *testing.T) {
 type lossyWarden struct{ Warden }
 
 func (w lossyWarden) CreateSandbox(ctx context.Context, spec warden.SandboxSpec) (*os.File, error) {
-	netns, err := w.Warden.CreateSandbox(ctx, spec)
-	if err != nil {
-		return nil, err
-	}
-	return nil, errors.Join(netns.Close(), errdefs.ErrUnavailable)
+	return wardentest.Lose(w.Warden.CreateSandbox(ctx, spec))
 }
 
 // A namespace that was made without anybody hearing of it goes like any other.

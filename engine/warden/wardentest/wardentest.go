@@ -2,12 +2,15 @@
 package wardentest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"github.com/containerd/errdefs"
 )
 
 // built is the warden that this test binary has built for itself.
@@ -50,4 +53,12 @@ func Remove() {
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
 	}
+}
+
+// Lose makes of the answer to CreateSandbox what is left of it when the connection breaks: nobody hears of the namespaces that were made.
+func Lose(netns *os.File, err error) (*os.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return nil, errors.Join(netns.Close(), errdefs.ErrUnavailable)
 }
